@@ -1,0 +1,213 @@
+"""How a model is spread over ranks: data × pipeline × tensor x·y·z, and which rank is where.
+
+The tensor axes follow Algorithm 1 of the SC'24 AxoNN paper (arXiv 2502.08145). For a linear
+layer O = I·W the rows of W (the contraction) are split over **y**, its columns over **x**, the
+result is reduced over y going forward and over x going backward, and W itself is sharded over
+**z** and gathered before use. Alternate layers swap x and y, so nothing is redistributed between
+them. The batch is split over data and z.
+
+The rules of what divides what stand once, in RULES, written so that they judge one decomposition
+or, with arrays for axes, a million of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from hpcdl.spec.frozen import Frozen
+from hpcdl.spec.model import Model
+
+AXES = ("x", "y", "z", "data", "pipeline")
+"""Innermost (fastest varying rank) first: the tensor axes talk most, so they sit closest together."""
+
+Recompute = Literal["none", "selective", "full"]
+
+
+class Coordinate(NamedTuple):
+    """Where a rank sits, in the order of AXES."""
+
+    x: int
+    y: int
+    z: int
+    data: int
+    pipeline: int
+
+
+class Decomposition(Frozen):
+    """Degrees along every axis and how a batch runs through them."""
+
+    data: int = Field(1, gt=0, description="replicas of the model, each with its share of the batch")
+    pipeline: int = Field(1, gt=0, description="stages the layers are cut into")
+    x: int = Field(1, gt=0, description="tensor axis over output features and attention heads")
+    y: int = Field(1, gt=0, description="tensor axis over the hidden width")
+    z: int = Field(1, gt=0, description="tensor axis that shards weights and splits the batch")
+    microbatch: int = Field(1, gt=0, description="sequences a rank computes at a time")
+    interleave: int = Field(1, gt=0, description="virtual stages a rank")
+    recompute: Recompute = Field("none", description="activations recomputed in the backward pass")
+    zero: Literal[0, 1] = Field(0, description="1: optimizer state sharded over data")
+    offload: Literal["none", "optimizer"] = Field("none", description="state kept in CPU memory")
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """The five degrees in the order of AXES."""
+        return (self.x, self.y, self.z, self.data, self.pipeline)
+
+    @property
+    def ranks(self) -> int:
+        """World size: the product of the five degrees."""
+        total = 1
+        for degree in self.degrees:
+            total *= degree
+        return total
+
+    @property
+    def batch_shards(self) -> int:
+        """Parts a batch is cut into before microbatches: data × z."""
+        return self.data * self.z
+
+    def microbatches(self, global_batch: int) -> int:
+        """Microbatches a pipeline runs in one step of ``global_batch`` sequences."""
+        return global_batch // (self.batch_shards * self.microbatch)
+
+    def coordinate(self, rank: int) -> Coordinate:
+        """Where ``rank`` sits.
+
+        Raises:
+            ValueError: there is no such rank.
+        """
+        if not 0 <= rank < self.ranks:
+            raise ValueError(f"rank {rank} does not exist among {self.ranks}")
+        position = []
+        for degree in self.degrees:
+            rank, index = divmod(rank, degree)
+            position.append(index)
+        return Coordinate(*position)
+
+    def rank(self, coordinate: Coordinate) -> int:
+        """The rank that sits at ``coordinate``."""
+        rank = 0
+        for degree, index in zip(reversed(self.degrees), reversed(coordinate), strict=True):
+            rank = rank * degree + index
+        return rank
+
+    def group(self, rank: int, *axes: str) -> tuple[int, ...]:
+        """Ranks that differ from ``rank`` along ``axes`` only, in rank order."""
+        here = self.coordinate(rank)
+        choices = [
+            range(degree) if axis in axes else (index,)
+            for axis, degree, index in zip(AXES, self.degrees, here, strict=True)
+        ]
+        return tuple(sorted(self.rank(Coordinate(*position)) for position in product(*choices)))
+
+    def __str__(self) -> str:
+        """The axes larger than 1: ``data 2 × pipeline 2``."""
+        parts = [
+            f"{axis} {degree}"
+            for axis in ("data", "pipeline", "x", "y", "z")
+            if (degree := getattr(self, axis)) > 1
+        ]
+        return " × ".join(parts) or "one rank"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One condition on a decomposition; ``holds`` works on integers and on arrays of them alike."""
+
+    name: str
+    holds: Callable[[Any, Model, int], Any]
+    message: str
+
+    def explain(self, d: Decomposition, model: Model, global_batch: int) -> str:
+        """The broken rule with its values."""
+        return self.message.format(d=d, model=model, batch=global_batch)
+
+
+def _shards_evenly(d: Any, model: Model) -> Any:
+    """Whether every weight matrix, cut over x and y, cuts into z equal pieces."""
+    shapes = [(m.rows, m.columns) for m in model.layer_matrices] + [(model.vocab, model.hidden)]
+    verdict = True
+    for rows, columns in shapes:
+        verdict = verdict & (rows * columns // (d.x * d.y) % d.z == 0)
+    return verdict
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "global_batch",
+        lambda d, model, batch: batch % (d.data * d.z * d.microbatch) == 0,
+        "global_batch {batch} is not divisible by data {d.data} × z {d.z} × microbatch {d.microbatch}",
+    ),
+    Rule(
+        "layers",
+        lambda d, model, batch: d.pipeline * d.interleave <= model.layers,
+        "pipeline {d.pipeline} × interleave {d.interleave} needs more layers than the model's {model.layers}",
+    ),
+    Rule(
+        "kv_heads",
+        lambda d, model, batch: model.kv_heads % d.x == 0,
+        "kv_heads {model.kv_heads} is not divisible by x {d.x}",
+    ),
+    Rule("ffn", lambda d, model, batch: model.ffn % d.x == 0, "ffn {model.ffn} is not divisible by x {d.x}"),
+    Rule(
+        "vocab",
+        lambda d, model, batch: model.vocab % d.x == 0,
+        "vocab {model.vocab} is not divisible by x {d.x}",
+    ),
+    Rule(
+        "hidden",
+        lambda d, model, batch: model.hidden % d.y == 0,
+        "hidden {model.hidden} is not divisible by y {d.y}",
+    ),
+    Rule(
+        "z shards",
+        lambda d, model, batch: _shards_evenly(d, model),
+        "z {d.z} does not cut every weight matrix (already cut over x {d.x} and y {d.y}) into equal shards",
+    ),
+)
+"""What every decomposition of a model must satisfy, whatever engine runs it."""
+
+ENGINE_RULES: tuple[Rule, ...] = (
+    Rule(
+        "engine: interleave",
+        lambda d, model, batch: d.interleave == 1,
+        "interleave {d.interleave}: the bundled engine does not run interleaved virtual stages yet, only 1",
+    ),
+    Rule(
+        "engine: zero",
+        lambda d, model, batch: d.zero == 0,
+        "zero {d.zero}: the bundled engine does not shard optimizer state yet, only 0",
+    ),
+    Rule(
+        "engine: offload",
+        lambda d, model, batch: d.offload == "none",
+        "offload {d.offload}: the bundled engine does not keep optimizer state in CPU memory yet, only none",
+    ),
+    Rule(
+        "engine: recompute",
+        lambda d, model, batch: d.recompute != "selective",
+        "recompute selective: the bundled engine recomputes whole layers (full) or nothing (none)",
+    ),
+)
+"""What the bundled engine can run today; the planner proposes nothing else."""
+
+
+def violations(d: Decomposition, model: Model, global_batch: int) -> Iterator[str]:
+    """Every broken rule, with its values."""
+    for rule in (*RULES, *ENGINE_RULES):
+        if not rule.holds(d, model, global_batch):
+            yield rule.explain(d, model, global_batch)
+
+
+def stage_layers(layers: int, stages: int, stage: int) -> range:
+    """The layers of pipeline stage ``stage``; what does not divide goes to the early stages.
+
+    The last stage also computes the LM head and the loss, so it never gets the remainder.
+    """
+    base, extra = divmod(layers, stages)
+    first = stage * base + min(stage, extra)
+    return range(first, first + base + (stage < extra))

@@ -1,0 +1,84 @@
+"""What a run asks of the machine."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from hpcdl.spec.frozen import Frozen
+from hpcdl.units import parse_walltime
+
+_DIRECTIVE_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def directive_word(value: str) -> str:
+    """A value that may stand in a scheduler directive, where nothing can be quoted."""
+    if not _DIRECTIVE_WORD.fullmatch(value):
+        raise ValueError(
+            f"{value!r} may hold only letters, digits and _ . : @ + / - and must not begin with a sign"
+        )
+    return value
+
+
+def _walltime(value: str) -> str:
+    parse_walltime(value)
+    return value
+
+
+def _variable(name: str) -> str:
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name an environment variable can have")
+    return name
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("an environment value cannot hold a NUL character")
+    return value
+
+
+DirectiveWord = Annotated[str, AfterValidator(directive_word)]
+Walltime = Annotated[str, AfterValidator(_walltime), Field(description="HH:MM:SS or D-HH:MM:SS")]
+Environment = dict[Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_no_nul)]]
+
+
+class Resources(Frozen):
+    """How much of the machine: ``gpus``, or whole ``nodes``, or ``gpus`` spread over ``nodes``."""
+
+    gpus: int | None = Field(None, gt=0, description="devices in all, one rank each")
+    nodes: int | None = Field(None, gt=0, description="nodes; without gpus, every device of each")
+    walltime: Walltime = "01:00:00"
+    queue: DirectiveWord | None = Field(
+        None, description="partition, queue or QOS; the site's default if not given"
+    )
+    account: DirectiveWord | None = Field(None, description="project or bank that pays")
+
+    @model_validator(mode="after")
+    def _spread_evenly(self) -> Resources:
+        if self.gpus and self.nodes and self.gpus % self.nodes:
+            raise ValueError(f"gpus {self.gpus} cannot be spread evenly over nodes {self.nodes}")
+        return self
+
+
+class Communication(Frozen):
+    """Which runtime carries messages and collectives."""
+
+    transport: Literal["dist", "mpi"] = Field(
+        "dist", description="dist: torch.distributed (NCCL or Gloo); mpi: mpi4py over the machine's MPI"
+    )
+
+
+class Layout(Frozen):
+    """Where the ranks of one job go, as decided for one site."""
+
+    nodes: int = Field(gt=0)
+    ranks_per_node: int = Field(gt=0)
+    cores_per_rank: int = Field(gt=0)
+
+    @property
+    def ranks(self) -> int:
+        """World size."""
+        return self.nodes * self.ranks_per_node
