@@ -1,0 +1,106 @@
+"""What is estimated: a model, its training, and the machine as one rank sees it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hpcdl.sites.profile import Profile
+from hpcdl.sites.site import Network, NodeType
+from hpcdl.spec.job import Layout
+from hpcdl.spec.model import Model
+from hpcdl.spec.training import Training
+from hpcdl.units import GB, TERA, parse_bytes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question to the cost model. All rates are of one rank, in FLOP/s and bytes/s.
+
+    On a CPU the ranks of a node share its cores and its memory: a site file states figures of one slot, of
+    which the node has ``devices``, so slots × figure is the node's and each rank gets the part of its cores.
+    """
+
+    model: Model
+    training: Training
+    node: NodeType
+    network: Network
+    layout: Layout
+    profile: Profile
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether ranks compute on cores that they share."""
+        return self.node.device.kind == "cpu"
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one weight, activation or message element."""
+        return 4 if self.training.precision == "fp32" else 2
+
+    @property
+    def nominal_flops(self) -> float:
+        """Peak that a rank is entitled to; what MFU is measured against."""
+        peak = self.node.device.peak_tflops[self.training.precision] * TERA
+        return peak * self.node.devices / self.layout.ranks_per_node if self.on_cpu else peak
+
+    @property
+    def peak_flops(self) -> float:
+        """Peak of a rank that nobody else disturbs."""
+        peak = self.node.device.peak_tflops[self.training.precision] * TERA
+        return peak * self._share
+
+    @property
+    def memory_rate(self) -> float:
+        """Device memory bandwidth that streaming kernels reach."""
+        return self.node.device.memory_bandwidth * GB * self._share * self.profile.memory_efficiency
+
+    @property
+    def memory_bytes(self) -> float:
+        """Memory that a rank may use."""
+        if self.on_cpu:
+            return parse_bytes(self.node.host_memory) / self.layout.ranks_per_node
+        return parse_bytes(self.node.device.memory)
+
+    @property
+    def crowding(self) -> float:
+        """Ranks that want one core at the same time; 1 where every rank has its own."""
+        return max(1.0, self.layout.ranks_per_node / self.node.usable_cores) if self.on_cpu else 1.0
+
+    @property
+    def injection(self) -> float:
+        """What a whole node reaches into the network."""
+        crosses = self.network.group_nodes is not None and self.layout.nodes > self.network.group_nodes
+        narrowing = self.network.oversubscription if crosses else 1.0
+        return self.node.links.inter_node * GB * self.profile.inter_efficiency / narrowing
+
+    def intra(self, inner: int, size: int) -> float:
+        """What a member of a group of ``size`` devices, ``inner`` apart, reaches inside a node.
+
+        Where a site lists links between pairs, only those to the group's other members count, which is
+        why two of four directly linked A100 reach a third of what all four do (arXiv 2502.08145, §V-B).
+        """
+        links = self.node.links
+        rate = links.intra_node
+        if links.pairs and size > 1:
+            groups = _nested_groups(inner, size, self.layout.ranks_per_node)
+            rate = min((self._reach(member, group) for group in groups for member in group), default=rate)
+        return min(rate, links.intra_node) * GB * self.profile.intra_efficiency
+
+    def _reach(self, member: int, group: range) -> float:
+        pairs = self.node.links.pairs
+        names = (f"{min(member, peer)}-{max(member, peer)}" for peer in group if peer != member)
+        return math.fsum(pairs.get(name, self.node.links.intra_node) for name in names)
+
+    @property
+    def _share(self) -> float:
+        if not self.on_cpu:
+            return 1.0
+        return self.node.devices * self.layout.cores_per_rank / self.node.usable_cores
+
+
+def _nested_groups(inner: int, size: int, ranks: int) -> list[range]:
+    """Groups of ``size`` local ranks that lie ``inner`` apart."""
+    block = inner * size
+    starts = (first + offset for first in range(0, ranks - block + 1, block) for offset in range(inner))
+    return [range(start, start + block, inner) for start in starts]

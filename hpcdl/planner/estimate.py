@@ -1,0 +1,198 @@
+"""The estimate of a step: a tree of named terms, each with its formula, for many candidates at once.
+
+Ranking, explanation and tests all read this tree. A leaf holds seconds (or bytes) of every candidate; a branch
+is the sum of its children, so nothing is counted that is not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcdl.planner import comm, compute, memory
+from hpcdl.planner.case import Case
+from hpcdl.planner.comm import Fabric, Floats, Traffic
+from hpcdl.planner.compute import Work
+from hpcdl.planner.pipeline import Pipeline
+from hpcdl.planner.space import Candidates, Ints
+
+FORMULAS = {
+    "forward": "m · layers · (2·tokens·P/(x·y) / (peak·efficiency) + attention + streams)",
+    "backward": "two products for each of forward's, attention 2.5 times, streams twice",
+    "recompute": "forward once more, with its communication",
+    "host launches": "m · layers · (host floor - device time), where positive; backward 1.3 times",
+    "head and loss": "m · (2·tokens·V·h/(x·y) · 3 / (peak·efficiency) + fp32 logits), last stage",
+    "tensor x": "m · all-reduces over x: 2·log2(x)·latency + 2·(x-1)/x·bytes/bandwidth",
+    "tensor y": "m · all-reduces over y: 2·log2(y)·latency + 2·(y-1)/y·bytes/bandwidth",
+    "weights z": "m · (gather forward, gather and scatter backward) over z: (z-1)/z·P/(x·y)·bytes/bandwidth",
+    "pipeline bubble": "sum of all stages' times for a microbatch, less the busiest stage's",
+    "pipeline messages": "2·(p-1)·(latency + tokens·h/y·bytes/bandwidth), and again where it paces the pipeline",
+    "shared cores": "waiting for a core: ranks/cores · mean work - what the bubble already leaves free",
+    "gradient reduction": "max(last bucket, all-reduce of fp32 gradients over data - overlap · last backward)",
+    "tied embedding": "all-reduce of V·h/(x·y·z) fp32 gradients between the first and the last stage",
+    "world all-reduce": "loss and gradient norm: 2·log2(ranks)·latency",
+    "optimizer": "parameters of a rank · bytes an update / memory rate",
+    "step overhead": "once a step, from the profile",
+    "weights": "parameters of a rank · (fp32 4, bf16 2) bytes",
+    "gradients": "parameters of a rank · 4 bytes",
+    "optimizer state": "parameters of a rank · (fp32 8, bf16 12) bytes",
+    "activations": "min(p, m) microbatches · layers · what autograd keeps; the last stage one microbatch",
+    "logits": "tokens · V/x · (8, bf16 10) bytes, last stage",
+    "working weights": "one layer gathered over z, and one matrix's whole gradient",
+    "reduction buckets": "two buckets of training.bucket_mib",
+    "allocator slack": "what the allocator reserves beyond tensors: slack · allocated",
+    "framework": "device context and libraries, from the profile",
+}
+"""What stands behind each term. m microbatches, p stages, P parameters of a layer, V vocab, h hidden."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named part of an estimate: seconds or bytes of every candidate."""
+
+    name: str
+    value: Floats
+    children: tuple[Term, ...] = ()
+
+    @property
+    def formula(self) -> str:
+        """How a leaf is computed; a branch is the sum of its children."""
+        return FORMULAS.get(self.name, "sum of its parts")
+
+    def leaves(self) -> Iterator[Term]:
+        """The terms that are not sums, in order."""
+        if not self.children:
+            yield self
+        for child in self.children:
+            yield from child.leaves()
+
+    @classmethod
+    def total(cls, name: str, *children: Term) -> Term:
+        """A branch: the sum of ``children``."""
+        return cls(name, np.sum([child.value for child in children], axis=0), children)
+
+
+def memory_tree(terms: dict[str, Floats]) -> Term:
+    """Bytes as three nested sums: allocated tensors, reserved by the allocator, in use on the device."""
+    leaves = [Term(name, terms[name]) for name in memory.TERMS]
+    allocated = Term.total("allocated", *leaves[:-2])
+    reserved = Term.total("reserved", allocated, leaves[-2])
+    return Term.total("device", reserved, leaves[-1])
+
+
+def step_tree(case: Case, c: Candidates) -> Term:
+    """Seconds of one optimizer step."""
+    fabric = Fabric(case, c)
+    stage = _busiest_stage(case, fabric)
+    pipeline = stage.pipeline
+    within = Term.total("busiest stage", *stage.terms)
+    free = Pipeline(
+        pipeline.stages, pipeline.microbatches, pipeline.busiest, pipeline.total, 0 * pipeline.hop
+    )
+    work = pipeline.microbatches * pipeline.total / pipeline.stages
+    return Term.total(
+        "step",
+        within,
+        Term("pipeline bubble", free.seconds - within.value),
+        Term("pipeline messages", pipeline.seconds - free.seconds),
+        Term("shared cores", np.maximum(0, case.crowding * work - pipeline.seconds)),
+        *_after_backward(case, fabric, stage.backward),
+    )
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The stage that paces the pipeline: its terms of a whole step, and one backward of it."""
+
+    terms: tuple[Term, ...]
+    backward: Floats
+    pipeline: Pipeline
+
+
+def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
+    """The last stage with head and loss, or the first with the embedding, whichever takes longer."""
+    c = fabric.candidates
+    m = c.microbatches(case.training.global_batch)
+    first_layers, last_layers = memory.layers_of_stages(case, c)
+    layer = _Block.of_layer(case, c, fabric)
+    begin = _Block.of_traffic(c, comm.embedding(fabric))
+    end = _Block.of_head(case, c, fabric)
+    first = first_layers * layer.seconds + begin.seconds + (c.pipeline == 1) * end.seconds
+    last = last_layers * layer.seconds + end.seconds + (c.pipeline == 1) * begin.seconds
+    at_last = (last >= first) | (c.pipeline == 1)
+    at_first = (first > last) | (c.pipeline == 1)
+    layers = np.where(at_last, last_layers, first_layers)
+    terms = tuple(
+        Term(
+            name, m * (layers * layer.parts[name] + at_first * begin.parts[name] + at_last * end.parts[name])
+        )
+        for name in _PARTS
+    )
+    total = case.model.layers * layer.seconds + begin.seconds + end.seconds
+    pipeline = Pipeline(c.pipeline, m, np.maximum(first, last), total, comm.hop(fabric))
+    return _Stage(terms, layers * layer.parts["backward"], pipeline)
+
+
+_PARTS = (
+    "forward", "backward", "recompute", "host launches", "head and loss", "tensor x", "tensor y", "weights z",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Seconds a microbatch of one layer, or of what stands before or after the layers, by part."""
+
+    parts: dict[str, Floats]
+
+    @property
+    def seconds(self) -> Floats:
+        """All parts together: collectives along tensor axes block, so nothing overlaps."""
+        return np.sum(list(self.parts.values()), axis=0)
+
+    @classmethod
+    def of_traffic(cls, c: Candidates, traffic: dict[str, Traffic]) -> _Block:
+        """Communication only."""
+        parts = {name: np.zeros(len(c)) for name in _PARTS}
+        for name, axis in (("tensor x", "x"), ("tensor y", "y"), ("weights z", "z")):
+            parts[name] = traffic[axis].forward + traffic[axis].backward
+        return cls(parts)
+
+    @classmethod
+    def of_layer(cls, case: Case, c: Candidates, fabric: Fabric) -> _Block:
+        """One transformer layer; recomputation repeats its forward, collectives included."""
+        work, traffic = compute.layer(case, c), comm.layer(fabric)
+        host = compute.host(case, work)
+        block = cls.of_traffic(c, traffic)
+        again = work.forward + host.forward + sum(axis.forward for axis in traffic.values())
+        timed = {"forward": work.forward, "backward": work.backward, "recompute": c.full_recompute * again}
+        return cls({**block.parts, **timed, "host launches": host.forward + host.backward})
+
+    @classmethod
+    def of_head(cls, case: Case, c: Candidates, fabric: Fabric) -> _Block:
+        """LM head and loss."""
+        work: Work = compute.head(case, c)
+        block = cls.of_traffic(c, comm.head(fabric))
+        return cls({**block.parts, "head and loss": work.forward + work.backward})
+
+
+def _after_backward(case: Case, fabric: Fabric, backward: Floats) -> list[Term]:
+    """What follows the pipeline: the part of gradient reduction that the last backward cannot hide, and the update."""
+    c = fabric.candidates
+    parameters = _largest_shard(case, c)
+    reduction, last_bucket = comm.gradient_reduction(fabric, parameters)
+    exposed = np.maximum(last_bucket, reduction - case.profile.overlap * backward)
+    same: Ints = np.ones(len(c), dtype=np.int64)
+    return [
+        Term("gradient reduction", exposed),
+        Term("tied embedding", comm.tied_embedding(fabric)),
+        Term("world all-reduce", same * fabric.world()),
+        Term("optimizer", case.crowding * compute.optimizer(case, parameters)),
+        Term("step overhead", same * case.profile.step_overhead_s),
+    ]
+
+
+def _largest_shard(case: Case, c: Candidates) -> Floats:
+    first = memory.stage_parameters(case, c, is_last=False)
+    return np.maximum(first, memory.stage_parameters(case, c, is_last=True))

@@ -1,0 +1,319 @@
+"""The plan: every decomposition judged, the best ones with their estimates, the rest counted by reason."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from hpcdl.errors import HpcdlError, InfeasibleError
+from hpcdl.planner import memory, rank
+from hpcdl.planner.case import Case
+from hpcdl.planner.estimate import Term, memory_tree, step_tree
+from hpcdl.planner.layout import check_precision, find_partition, spread
+from hpcdl.planner.space import Candidates, Space, search_space, smallest
+from hpcdl.sites.profile import Profile, default_profile
+from hpcdl.sites.site import Site
+from hpcdl.spec.decomposition import ENGINE_RULES, RULES, Decomposition
+from hpcdl.spec.experiment import Experiment
+from hpcdl.spec.job import Layout
+from hpcdl.units import GIB, TERA
+
+TOP = 20
+"""Candidates that a plan keeps."""
+
+_NO_MEMORY = "memory"
+_NEIGHBOURS = 33  # device counts that are tried on either side when nothing fits
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One decomposition with its estimate."""
+
+    rank: int  # 1 is the fastest
+    decomposition: Decomposition
+    step_seconds: float
+    tokens_per_second: float
+    tflops_per_gpu: float  # model FLOPs: recomputation does not count
+    mfu: float
+    memory_gib: float
+    breakdown: dict[str, float]  # seconds; they sum to step_seconds
+    memory_breakdown: dict[str, float]  # GiB; they sum to memory_gib
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values under documented names."""
+        decomposition = self.decomposition.model_dump()
+        return {**vars(self), "decomposition": decomposition, "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the planner found. ``infeasible`` says why an explicit decomposition cannot run."""
+
+    experiment: str
+    site: str
+    gpus: int
+    layout: Layout
+    evaluated: int
+    feasible: int
+    refused: dict[str, int]
+    search_seconds: float
+    candidates: tuple[Candidate, ...]
+    budget_gib: float  # a rank's memory less the margin
+    rivals: dict[str, Candidate] = field(default_factory=dict)  # choice → the fastest that differs in it
+    nearest_misfit: Candidate | None = None  # of those that do not fit, the one that needs least
+    infeasible: str | None = None
+
+    @property
+    def best(self) -> Candidate:
+        """The fastest candidate."""
+        return self.candidates[0]
+
+    def to_json(self, top: int = TOP) -> dict[str, Any]:
+        """The object that ``hpcdl plan --json`` prints."""
+        names = ("experiment", "site", "gpus", "evaluated", "feasible", "refused", "search_seconds")
+        document = {name: getattr(self, name) for name in names}
+        return {**document, "candidates": [candidate.to_json() for candidate in self.candidates[:top]]}
+
+
+def plan(
+    experiment: Experiment,
+    site: Site,
+    gpus: int,
+    layout: Layout | None = None,
+    profile: Profile | None = None,
+) -> Plan:
+    """Search, or judge the decomposition that the experiment gives.
+
+    Args:
+        experiment: what is trained.
+        site: where.
+        gpus: devices in all, one rank each.
+        layout: how they lie on nodes; by default the fewest nodes of the experiment's queue.
+        profile: what devices reach of their peaks; by default the shipped one of their kind.
+
+    Raises:
+        InfeasibleError: ``parallelism: auto`` and no decomposition fits, with the reasons counted.
+        UsageError: the device does not compute in the experiment's precision, or there is no such queue.
+    """
+    started = time.perf_counter()
+    case = build_case(experiment, site, layout or _default_layout(experiment, site, gpus), profile)
+    ask = _Ask(experiment, site, case, started)
+    if isinstance(experiment.parallelism, Decomposition):
+        return _judge(ask, experiment.parallelism)
+    space = search_space(ask.gpus, experiment.model, experiment.training.global_batch)
+    fitting = memory.fits(case, memory.device_memory(case, space.candidates))
+    if not fitting.any():
+        raise _nothing_fits(ask, space, _Pool(case, space.candidates))
+    misfits = _Pool(case, space.candidates.take(~fitting))
+    return _ranked(ask, space, _Pool(case, space.candidates.take(fitting)), misfits)
+
+
+def build_case(experiment: Experiment, site: Site, layout: Layout, profile: Profile | None = None) -> Case:
+    """What the cost model needs to know, with the precision checked."""
+    node = site.nodes[find_partition(experiment.resources.queue, site)[1].node]
+    check_precision(experiment.training.precision, node)
+    profile = profile or default_profile(node.device)
+    return Case(experiment.model, experiment.training, node, site.network, layout, profile)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What was asked, and when."""
+
+    experiment: Experiment
+    site: Site
+    case: Case
+    started: float
+
+    @property
+    def gpus(self) -> int:
+        """Ranks in all."""
+        return self.case.layout.ranks
+
+    def answer(self, **found: Any) -> Plan:
+        """A plan with what was asked filled in."""
+        return Plan(
+            experiment=self.experiment.name,
+            site=self.site.name,
+            gpus=self.gpus,
+            layout=self.case.layout,
+            budget_gib=memory.budget(self.case) / GIB,
+            search_seconds=time.perf_counter() - self.started,
+            **found,
+        )
+
+    def works_on(self, gpus: int) -> bool:
+        """Whether anything fits on ``gpus`` devices of the same kind."""
+        try:
+            layout = _default_layout(self.experiment, self.site, gpus)
+        except HpcdlError:
+            return False
+        case = replace(self.case, layout=layout)
+        leanest = smallest(gpus, case.model, case.training.global_batch)
+        return bool(memory.fits(case, memory.device_memory(case, leanest)).any())
+
+
+def _default_layout(experiment: Experiment, site: Site, gpus: int) -> Layout:
+    asked = experiment.resources
+    if asked.gpus == gpus:
+        return spread(asked, site)
+    return spread(asked.model_copy(update=dict(gpus=gpus, nodes=None)), site)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Candidates that are compared with each other."""
+
+    case: Case
+    candidates: Candidates
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def memory(self) -> Term:
+        """Bytes of every candidate."""
+        return memory_tree(memory.device_memory(self.case, self.candidates))
+
+    def pick(self, positions: list[int]) -> tuple[Candidate, ...]:
+        """The candidates at ``positions`` with their estimates, ranked as they come."""
+        chosen = self.candidates.take(np.array(positions, dtype=np.int64))
+        pool = _Pool(self.case, chosen)
+        step, held = step_tree(self.case, chosen), pool.memory()
+        return tuple(_candidate(pool, step, held, position) for position in range(len(chosen)))
+
+    def leanest(self) -> Candidate | None:
+        """The one that needs least memory."""
+        if not len(self):
+            return None
+        return self.pick([int(np.argmin(self.memory().value))])[0]
+
+
+def _candidate(pool: _Pool, step: Term, held: Term, position: int) -> Candidate:
+    case = pool.case
+    decomposition = pool.candidates.decomposition(position)
+    seconds = float(step.value[position])
+    batch = case.training.global_batch
+    flops_per_rank = case.model.train_flops * batch / case.layout.ranks / seconds
+    return Candidate(
+        rank=position + 1,
+        decomposition=decomposition,
+        step_seconds=seconds,
+        tokens_per_second=batch * case.model.sequence / seconds,
+        tflops_per_gpu=flops_per_rank / TERA,
+        mfu=flops_per_rank / case.nominal_flops,
+        memory_gib=float(held.value[position]) / GIB,
+        breakdown={leaf.name: float(leaf.value[position]) for leaf in step.leaves()},
+        memory_breakdown={leaf.name: float(leaf.value[position]) / GIB for leaf in held.leaves()},
+        notes=_notes(case, decomposition),
+    )
+
+
+def _notes(case: Case, d: Decomposition) -> tuple[str, ...]:
+    """What was assumed, so that nobody has to guess."""
+    m = d.microbatches(case.training.global_batch)
+    notes = [f"{m} microbatches of {d.microbatch} x {case.model.sequence} tokens, {case.training.precision}"]
+    if d.x * d.y * d.z > 1:
+        notes.append("collectives along x, y and z block; weights over z are gathered again every microbatch")
+    if d.pipeline > 1 and case.model.layers % d.pipeline:
+        notes.append(
+            f"{case.model.layers} layers do not divide by {d.pipeline} stages; the first ones get one more"
+        )
+    if case.crowding > 1:
+        ranks, cores = case.layout.ranks_per_node, case.node.usable_cores
+        notes.append(
+            f"{ranks} ranks take turns on {cores} cores: a check that it runs, not a fast way to train"
+        )
+    elif not case.on_cpu and case.layout.ranks_per_node < case.node.devices:
+        notes.append(f"{case.layout.ranks_per_node} of {case.node.devices} devices of each node are used")
+    notes.append(f"efficiencies: {case.profile.source} ({case.profile.date})")
+    return tuple(notes)
+
+
+def _ranked(ask: _Ask, space: Space, fitting: _Pool, misfits: _Pool) -> Plan:
+    seconds = step_tree(ask.case, fitting.candidates).value
+    ordered = rank.order(fitting.candidates, seconds)
+    choices = dict(rank.rivals(fitting.candidates, ordered))
+    count = min(TOP, len(ordered))
+    picked = fitting.pick([*map(int, ordered[:count]), *choices.values()])
+    refused = {**space.refused, _NO_MEMORY: len(misfits)} if len(misfits) else space.refused
+    return ask.answer(
+        evaluated=space.evaluated,
+        feasible=len(fitting),
+        refused=refused,
+        candidates=picked[:count],
+        rivals=dict(zip(choices, picked[count:], strict=True)),
+        nearest_misfit=misfits.leanest(),
+    )
+
+
+def _judge(ask: _Ask, d: Decomposition) -> Plan:
+    """The plan that holds exactly ``d``, whether it can run or not."""
+    case = ask.case
+    reasons = _objections(case, d)
+    pool = _Pool(case, Candidates.of(d))
+    computable = d.batch_shards * d.microbatch <= case.training.global_batch
+    candidates = pool.pick([0]) if computable else ()
+    if candidates and candidates[0].memory_gib * GIB > memory.budget(case):
+        reasons[_NO_MEMORY] = _too_big(case, candidates[0])
+    text = "\n".join(reasons.values()) or None
+    if text:
+        candidates = tuple(replace(one, notes=(*reasons.values(), *one.notes)) for one in candidates)
+    return ask.answer(
+        evaluated=1,
+        feasible=0 if reasons else 1,
+        refused=dict.fromkeys(list(reasons)[:1], 1),
+        candidates=candidates,
+        infeasible=text,
+    )
+
+
+def _objections(case: Case, d: Decomposition) -> dict[str, str]:
+    model, batch = case.model, case.training.global_batch
+    reasons = {
+        rule.name: f"parallelism: {rule.explain(d, model, batch)}"
+        for rule in (*RULES, *ENGINE_RULES)
+        if not rule.holds(d, model, batch)
+    }
+    if d.ranks == case.layout.ranks:
+        return reasons
+    product = f"data {d.data} × pipeline {d.pipeline} × x {d.x} × y {d.y} × z {d.z} = {d.ranks} ranks"
+    return {"ranks": f"parallelism: {product}, but the job has {case.layout.ranks} devices", **reasons}
+
+
+def _too_big(case: Case, candidate: Candidate) -> str:
+    term, gib = max(candidate.memory_breakdown.items(), key=lambda item: item[1])
+    return (
+        f"{candidate.decomposition} needs {candidate.memory_gib:.1f} GiB a rank, most of it {term} ({gib:.1f} GiB), "
+        f"but {memory.budget(case) / GIB:.1f} GiB are there after a margin of {memory.MARGIN:.0%}"
+    )
+
+
+def _nothing_fits(ask: _Ask, space: Space, pool: _Pool) -> InfeasibleError:
+    refused = {**space.refused, **({_NO_MEMORY: len(pool)} if len(pool) else {})}
+    dominant = max(refused, key=lambda name: refused[name])
+    counts = ", ".join(f"{name} {count}" for name, count in refused.items())
+    lines = [
+        f"none of {space.evaluated} decompositions of {ask.experiment.name} over {ask.gpus} devices of {ask.site.name} "
+        f"can run; refused by {counts}",
+        f"most by {dominant}",
+    ]
+    leanest = pool.leanest()
+    if leanest:
+        lines.append(f"the leanest, {_too_big(ask.case, leanest)}")
+    near = _feasible_counts(ask)
+    sizes = (
+        f"GPU counts that work: {', '.join(map(str, near))}" if near else "no GPU count near this one works"
+    )
+    return InfeasibleError("\n".join(lines), f"{sizes}; or change training.global_batch or the model")
+
+
+def _feasible_counts(ask: _Ask) -> list[int]:
+    """The nearest number of devices below and above for which something fits."""
+    below = [*range(ask.gpus - 1, max(0, ask.gpus - _NEIGHBOURS), -1)]
+    above = [*range(ask.gpus + 1, ask.gpus + _NEIGHBOURS), *(ask.gpus << shift for shift in range(1, 8))]
+    nearest = (next(filter(ask.works_on, side), None) for side in (below, sorted(above)))
+    return [count for count in nearest if count]

@@ -1,0 +1,183 @@
+"""Every way to spread a model over a number of devices, as arrays that are judged together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES, Decomposition
+from hpcdl.spec.model import Model
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Many decompositions at once: one array an axis, all of one length.
+
+    It has the attributes of a ``Decomposition``, so the rules of ``spec.decomposition`` judge it as they
+    judge one. What the bundled engine cannot vary is a plain value.
+    """
+
+    x: Ints
+    y: Ints
+    z: Ints
+    data: Ints
+    pipeline: Ints
+    microbatch: Ints
+    full_recompute: Bools
+
+    interleave = 1
+    zero = 0
+    offload = "none"
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def recompute(self) -> NDArray[np.str_]:
+        """``none`` or ``full``."""
+        return np.where(self.full_recompute, "full", "none")
+
+    @property
+    def batch_shards(self) -> Ints:
+        """Parts a batch is cut into before microbatches: data × z."""
+        return self.data * self.z
+
+    @property
+    def tensor(self) -> Ints:
+        """Ranks that hold one copy of a layer's weights between them: x × y × z."""
+        return self.x * self.y * self.z
+
+    def microbatches(self, global_batch: int) -> Ints:
+        """Microbatches a pipeline runs in one step."""
+        return global_batch // (self.batch_shards * self.microbatch)
+
+    def inner(self, axis: str) -> Ints:
+        """Product of the degrees inside ``axis``, which is how far apart its neighbours sit."""
+        product = np.ones(len(self), dtype=np.int64)
+        for name in AXES[: AXES.index(axis)]:
+            product = product * getattr(self, name)
+        return product
+
+    def take(self, index: NDArray[Any]) -> Candidates:
+        """The candidates at ``index`` (positions, or a mask)."""
+        return Candidates(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def decomposition(self, position: int) -> Decomposition:
+        """One candidate."""
+        degrees = {axis: int(getattr(self, axis)[position]) for axis in (*AXES, "microbatch")}
+        recompute = "full" if self.full_recompute[position] else "none"
+        return Decomposition.model_validate({**degrees, "recompute": recompute})
+
+    @classmethod
+    def of(cls, d: Decomposition) -> Candidates:
+        """One decomposition as a list of one."""
+        degrees = [np.array([getattr(d, axis)]) for axis in (*AXES, "microbatch")]
+        return cls(*degrees, full_recompute=np.array([d.recompute == "full"]))
+
+
+@dataclass(frozen=True)
+class Space:
+    """What was looked at: the candidates that keep every rule, and how many broke which."""
+
+    candidates: Candidates
+    refused: dict[str, int]
+
+    @property
+    def evaluated(self) -> int:
+        """All that were judged; each refused one counts once, under the first rule that it breaks."""
+        return len(self.candidates) + sum(self.refused.values())
+
+
+def search_space(gpus: int, model: Model, global_batch: int) -> Space:
+    """All products of five degrees that make ``gpus``, with every microbatch that divides, both recomputes.
+
+    Degrees are any divisors, not powers of two only. A grid that breaks a rule whatever the microbatch is
+    counted once and not multiplied out.
+    """
+    grids = _grids(gpus)
+    kept, refused = _judge(grids, model, global_batch)
+    return Space(_with_microbatches(grids.take(kept), global_batch), refused)
+
+
+def smallest(gpus: int, model: Model, global_batch: int) -> Candidates:
+    """Of every grid that keeps the rules, the two forms that need least memory: one sequence at a time."""
+    grids = _grids(gpus)
+    kept, _ = _judge(grids, model, global_batch)
+    return _both_recomputes(grids.take(kept))
+
+
+def factorisations(number: int, parts: int) -> Ints:
+    """All ordered products of ``parts`` positive integers that make ``number``, shape (count, parts)."""
+    result = np.ones((1, parts), dtype=np.int64)
+    for prime, exponent in _prime_factors(number):
+        powers = prime ** _compositions(exponent, parts)
+        result = (result[:, None, :] * powers[None, :, :]).reshape(-1, parts)
+    return result
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    return sorted(int(row[0]) for row in factorisations(number, 2))
+
+
+def _grids(gpus: int) -> Candidates:
+    columns = factorisations(gpus, len(AXES)).T
+    count = columns.shape[1]
+    return Candidates(*columns, np.ones(count, dtype=np.int64), np.zeros(count, dtype=np.bool_))
+
+
+def _judge(grids: Candidates, model: Model, global_batch: int) -> tuple[Bools, dict[str, int]]:
+    alive = np.ones(len(grids), dtype=np.bool_)
+    refused: dict[str, int] = {}
+    for rule in (*RULES, *ENGINE_RULES):
+        broken = alive & ~np.broadcast_to(rule.holds(grids, model, global_batch), alive.shape)
+        if broken.any():
+            refused[rule.name] = int(broken.sum())
+        alive &= ~broken
+    return alive, refused
+
+
+def _with_microbatches(grids: Candidates, global_batch: int) -> Candidates:
+    share = global_batch // grids.batch_shards
+    choices = {int(value): divisors(int(value)) for value in np.unique(share)}
+    counts = np.array([len(choices[int(value)]) for value in share], dtype=np.int64)
+    repeated = grids.take(np.repeat(np.arange(len(grids)), counts))
+    if len(repeated):
+        repeated.microbatch[:] = np.concatenate([choices[int(value)] for value in share])
+    return _both_recomputes(repeated)
+
+
+def _both_recomputes(candidates: Candidates) -> Candidates:
+    count = len(candidates)
+    both = candidates.take(np.tile(np.arange(count), 2))
+    both.full_recompute[count:] = True
+    return both
+
+
+def _prime_factors(number: int) -> Iterator[tuple[int, int]]:
+    prime = 2
+    while number > 1:
+        if prime * prime > number:
+            prime = number
+        exponent = 0
+        while number % prime == 0:
+            number //= prime
+            exponent += 1
+        if exponent:
+            yield prime, exponent
+        prime += 1
+
+
+def _compositions(total: int, parts: int) -> Ints:
+    """All ways to write ``total`` as an ordered sum of ``parts`` terms >= 0: stars and bars."""
+    bars = np.array(list(combinations(range(total + parts - 1), parts - 1)), dtype=np.int64)
+    edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=(-1, total + parts - 1))
+    return np.diff(edges, axis=1) - 1
