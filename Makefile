@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHON
 
+# Four ranks need four devices: on a machine with a GPU or two the example runs on the CPU all the same.
+QUEUE := $(if $(wildcard /dev/nvidia0 /dev/kfd),--set resources.queue=cpu)
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check lint quick clean
 
@@ -11,10 +14,10 @@ help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.engine  ## install into .venv, then plan, launch and train a small model on this machine
-	@echo; echo "\$$ hpcdl plan examples/quickstart.yaml"; echo
-	@$(BIN)/hpcdl plan examples/quickstart.yaml $(shell scripts/quickstart-queue.sh)
-	@echo; echo "\$$ hpcdl submit examples/quickstart.yaml --follow"; echo
-	@$(BIN)/hpcdl submit examples/quickstart.yaml --follow $(shell scripts/quickstart-queue.sh)
+	@echo; echo "\$$ hpcdl plan examples/quickstart.yaml $(QUEUE)"; echo
+	@$(BIN)/hpcdl plan examples/quickstart.yaml $(QUEUE)
+	@echo; echo "\$$ hpcdl submit examples/quickstart.yaml --follow $(QUEUE)"; echo
+	@$(BIN)/hpcdl submit examples/quickstart.yaml --follow $(QUEUE)
 
 test: $(VENV)/.test  ## install what the tests need, a real Slurm included where apt can, and run them all
 	@scripts/slurm.sh

@@ -18,11 +18,12 @@ from rich.tree import Tree
 
 from hpcdl.planner.plan import Candidate
 from hpcdl.run_folder import RunFolder
+from hpcdl.runs import store
 from hpcdl.runs.logs import Line, last_lines
 from hpcdl.runs.record import Attempt
 from hpcdl.sites.site import Site
 from hpcdl.units import format_bytes, format_count, format_seconds
-from hpcdl.workflow import Snapshot, Study, store
+from hpcdl.workflow import Snapshot, Study
 
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -123,11 +124,16 @@ def _plan_heading(study: Study) -> str:
 
 def _plan_row(candidate: Candidate) -> list[str]:
     d = candidate.decomposition
+    degrees = (d.data, d.pipeline, d.x, d.y, d.z, d.microbatch)
     return [
-        str(candidate.rank), *(str(degree) for degree in (d.data, d.pipeline, d.x, d.y, d.z, d.microbatch)), d.recompute,
-        format_seconds(candidate.step_seconds), format_count(candidate.tokens_per_second),
-        f"{candidate.tflops_per_gpu:.3g}", format_bytes(candidate.memory_gib * 1024**3),
-    ]  # fmt: skip
+        str(candidate.rank),
+        *(str(degree) for degree in degrees),
+        d.recompute,
+        format_seconds(candidate.step_seconds),
+        format_count(candidate.tokens_per_second),
+        f"{candidate.tflops_per_gpu:.3g}",
+        format_bytes(candidate.memory_gib * 1024**3),
+    ]
 
 
 def _plan_footer(study: Study, top: int) -> None:
@@ -146,10 +152,9 @@ def _plan_footer(study: Study, top: int) -> None:
 
 def candidate(study: Study, chosen: Candidate) -> None:
     """One candidate: where its time and memory go, and what was assumed."""
+    d = chosen.decomposition
     _out.print(_plan_heading(study))
-    _out.print(
-        f"candidate {chosen.rank}: [bold]{chosen.decomposition}[/], microbatch {chosen.decomposition.microbatch}"
-    )
+    _out.print(f"candidate {chosen.rank}: [bold]{d}[/], microbatch {d.microbatch}")
     tree = Tree(f"step {format_seconds(chosen.step_seconds)}")
     for term, seconds in chosen.breakdown.items():
         tree.add(f"{format_seconds(seconds):>9}  {seconds / chosen.step_seconds:5.1%}  {escape(term)}")
@@ -199,9 +204,12 @@ def _follow_bar(snapshots: Iterator[Snapshot]) -> Snapshot:
         task = bars.add_task("queued", total=None, rate="")
         for last in snapshots:
             bars.update(
-                task, total=last.steps, completed=last.progress.step, rate=_rate(last),
+                task,
+                total=last.steps,
+                completed=last.progress.step,
+                rate=_rate(last),
                 description=_state(last.attempt.state.value),
-            )  # fmt: skip
+            )
     return last
 
 
@@ -261,9 +269,14 @@ def runs(rows: Sequence[dict[str, Any]], where: object) -> None:
         table.add_column(name, justify="right" if name in ("step", "loss") else "left", overflow="fold")
     for row in rows:
         table.add_row(
-            row["run"], _state(row["state"]), row["site"], row["decomposition"], escape(str(row["job_id"] or "-")),
-            f"{row['step']}/{row['steps']}", "-" if row["last_loss"] is None else f"{row['last_loss']:.4f}",
-        )  # fmt: skip
+            row["run"],
+            _state(row["state"]),
+            row["site"],
+            row["decomposition"],
+            escape(str(row["job_id"] or "-")),
+            f"{row['step']}/{row['steps']}",
+            "-" if row["last_loss"] is None else f"{row['last_loss']:.4f}",
+        )
     _out.print(table)
 
 
