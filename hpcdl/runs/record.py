@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from signal import SIGKILL, SIGTERM, Signals
 
+from hpcdl.errors import PeerLostError
 from hpcdl.telemetry import ExitRecord, RunEvent
 
 # A job may not be visible yet in the first moments after it was accepted.
@@ -159,10 +160,10 @@ def _reason(state: RunState, sighting: Sighting | None, failure: ExitRecord | No
 def first_failure(evidence: Evidence) -> ExitRecord | None:
     """The rank that failed first in time: the culprit.
 
-    Ranks that were told to end (SIGTERM) followed somebody. If only such records exist, a rank
-    that left none was killed before it could write one, and is named instead.
+    Ranks that were told to end (SIGTERM) or that lost a peer followed somebody. If only such records
+    exist, a rank that left none was killed before it could write one, and is named instead.
     """
-    own = [record for record in evidence.ranks if record.exit_code != 0 and record.signal != SIGTERM]
+    own = [record for record in evidence.ranks if record.exit_code != 0 and not _followed(record)]
     if own:
         return min(own, key=lambda record: record.time)
     if not any(record.exit_code for record in evidence.ranks):
@@ -174,6 +175,11 @@ def first_failure(evidence: Evidence) -> ExitRecord | None:
     time = min(record.time for record in evidence.ranks)
     reason = "left no exit record; it was killed, e.g. for want of memory"
     return ExitRecord(missing[0], "unknown host", time, 128 + SIGKILL, SIGKILL, None, reason)
+
+
+def _followed(record: ExitRecord) -> bool:
+    """Whether a rank only ended because another had."""
+    return record.signal == SIGTERM or record.exception == PeerLostError.__name__
 
 
 def describe(record: ExitRecord) -> str:

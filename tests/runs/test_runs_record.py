@@ -90,6 +90,12 @@ def test_first_failure_is_the_rank_without_a_record_if_all_others_were_told_to_e
     assert (culprit.rank, culprit.exit_code) == (1, 137)
 
 
+def test_first_failure_is_not_a_rank_that_lost_its_peer():
+    """The survivor of a kill -9 raises because the connection broke; it is a witness, not the culprit."""
+    evidence = Evidence(137, [ended(0, 1, 2.0, exception="PeerLostError", reason="connection closed")], 2)
+    assert first_failure(evidence).rank == 1
+
+
 def test_first_failure_of_a_clean_run_is_nobody():
     assert first_failure(Evidence(0, [ended(0, 0), ended(1, 0)], 2)) is None
 
