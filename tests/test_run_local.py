@@ -43,7 +43,7 @@ def hpcdl(tmp_path):
     def call(*args, **options):
         command = [sys.executable, "-m", "hpcdl", *map(str, args)]
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, **options
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False, **options
         )
 
     call.environment = environment
