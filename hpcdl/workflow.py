@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
 import sys
 import time
@@ -21,11 +22,10 @@ from hpcdl.runs import metrics, store
 from hpcdl.runs.record import Attempt, RunState, Sighting, verdict
 from hpcdl.schedulers import script
 from hpcdl.schedulers.base import Job, Report, Scheduler
-from hpcdl.schedulers.known import SCHEDULERS
+from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.load import load_site
 from hpcdl.sites.site import Site
 from hpcdl.spec import load
-from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment, ResolvedRun
 from hpcdl.spec.job import Layout
 from hpcdl.telemetry import StepRecord
@@ -95,12 +95,6 @@ def _anchored(experiment: Experiment, folder: Path) -> Experiment:
     return experiment.model_copy(update={"data": experiment.data.model_copy(update={"path": str(path)})})
 
 
-def choose(study: Study) -> Decomposition:
-    """The decomposition to run: the best of the plan."""
-    best: Decomposition = study.plan.candidates[0].decomposition
-    return best
-
-
 def prepare(study: Study, runs: Path) -> RunFolder:
     """Write the run folder of a study, complete but for the submission.
 
@@ -112,7 +106,7 @@ def prepare(study: Study, runs: Path) -> RunFolder:
     folder = store.create(runs, study.experiment.name)
     run = resolve(study, folder.path.name)
     store.write(folder.experiment, study.source.decode("utf-8"))
-    store.write(folder.plan, study.plan.to_json())
+    store.write(folder.plan, json.dumps(study.plan.to_json(), indent=2) + "\n")
     _write_attempt(folder, run, study.site, attempt=1)
     # Written last: a folder with this file is a run.
     store.write(folder.resolved, run.model_dump_json(indent=2) + "\n")
@@ -145,7 +139,7 @@ def resolve(study: Study, run: str) -> ResolvedRun:
     return ResolvedRun(
         run=run,
         experiment=study.experiment,
-        decomposition=choose(study),
+        decomposition=study.plan.best.decomposition,
         layout=study.layout,
         device="cpu" if kind == "cpu" else "cuda",
         device_per_rank=site.launch.gpu_visibility == "one_per_task",
@@ -178,7 +172,7 @@ def submit(folder: RunFolder, attempt: int = 1) -> str:
         SchedulerError: with the scheduler's own words when it refused.
     """
     site = site_of(folder)
-    backend = SCHEDULERS[site.scheduler.kind]
+    backend = scheduler(site.scheduler.kind)
     store.note(folder, "submitting", attempt)
     try:
         job_id = backend.submitted(shell.run(backend.submit(folder.script), cwd=folder.path))
@@ -203,7 +197,7 @@ def refresh(folders: Sequence[RunFolder]) -> list[Attempt]:
         if attempt.job_id and not store.is_settled(attempt):
             kinds[folder.path] = site_of(folder).scheduler.kind
             open_jobs[kinds[folder.path]].append(attempt.job_id)
-    seen = {kind: ask(SCHEDULERS[kind], jobs) for kind, jobs in open_jobs.items()}
+    seen = {kind: ask(scheduler(kind), jobs) for kind, jobs in open_jobs.items()}
     return [
         _settle(folder, attempt, seen[kinds[folder.path]]) if folder.path in kinds else attempt
         for folder, attempt in zip(folders, before, strict=True)
@@ -273,7 +267,7 @@ def cancel(folder: RunFolder) -> Attempt:
         return attempt
     if attempt.job_id is None:
         raise UsageError(f"{folder.path.name} was never submitted, there is nothing to cancel")
-    backend = SCHEDULERS[site_of(folder).scheduler.kind]
+    backend = scheduler(site_of(folder).scheduler.kind)
     store.note(folder, "cancel requested", attempt.number)
     backend.cancelled(shell.run(backend.cancel(attempt.job_id)))
     return replace(attempt, cancel_requested=True)

@@ -25,8 +25,17 @@ from hpcdl.sites.site import Site
 from hpcdl.units import format_bytes, format_count, format_seconds
 from hpcdl.workflow import Snapshot, Study
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+# A pipe has no width: nothing is folded or cut for it.
+_PIPE_WIDTH = 200
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+
+
+_out = _console()
+_err = _console(stderr=True)
 
 # Green went well, red did not, yellow waits for somebody, cyan is at work.
 _COLOURS = {
@@ -45,7 +54,7 @@ _PLAN_COLUMNS = (
     "y",
     "z",
     "micro",
-    "recompute",
+    "recomp",
     "step",
     "tokens/s",
     "TFLOP/s",
@@ -105,7 +114,7 @@ def plan(study: Study, top: int) -> None:
         "MFU",
         "memory",
     ):
-        table.add_column(name, justify="left" if name == "recompute" else "right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     for candidate in study.plan.candidates[:top]:
         table.add_row(*_plan_row(candidate), style="green" if candidate.rank == 1 else None)
     _out.print(table)
@@ -145,9 +154,7 @@ def _plan_footer(study: Study, top: int) -> None:
     for reason, count in result.refused.items():
         _out.print(f"[dim]  {count} refused: {escape(reason)}[/]")
     if result.candidates and not result.infeasible:
-        _out.print(
-            f"would run [bold]{result.candidates[0].decomposition}[/]; why: hpcdl plan ... --explain 1"
-        )
+        _out.print(f"would run [bold]{result.best.decomposition}[/]; why: hpcdl plan ... --explain 1")
 
 
 def candidate(study: Study, chosen: Candidate) -> None:
@@ -172,7 +179,7 @@ def candidate(study: Study, chosen: Candidate) -> None:
 
 def submitted(study: Study, folder: RunFolder, job_id: str) -> None:
     """What was submitted, and where."""
-    _out.print(f"running [bold]{study.plan.candidates[0].decomposition}[/] on {study.layout.ranks} ranks")
+    _out.print(f"running [bold]{study.plan.best.decomposition}[/] on {study.layout.ranks} ranks")
     _out.print(f"submitted [bold]{folder.path.name}[/] as job {escape(job_id)} on {study.site.name}")
     _out.print(f"run folder: {escape(str(folder.path))}")
 

@@ -26,8 +26,8 @@ from hpcdl.telemetry import write_whole
 _POLL_S = 0.05
 _CONNECT_S = 5.0  # one try to reach a published address; it may be stale
 _SIOCGIFADDR = 0x8915
-# What tells one start of an attempt from another: the scheduler's or the script's word for it.
-_START_VARIABLES = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "PBS_JOBID", "HPCDL_START")
+# What tells one start of an attempt from another, where the scheduler may start it again by itself.
+_START_VARIABLES = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "PBS_JOBID")
 
 
 def meet(place: Place, rules: Rendezvous, file: Path) -> TCPStore:

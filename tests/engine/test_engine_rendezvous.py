@@ -18,7 +18,7 @@ LOOPBACK = Rendezvous(address="loopback", timeout_seconds=20)
 def _own_environment(monkeypatch):
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "lo")
-    monkeypatch.setenv("HPCDL_START", "this one")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
 
 def everybody(file, size, rules=LOOPBACK, absent=()):
