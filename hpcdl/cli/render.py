@@ -99,21 +99,7 @@ def plan(study: Study, top: int) -> None:
     """The ranked candidates as a table, with what was refused."""
     _out.print(_plan_heading(study))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "#",
-        "data",
-        "pipe",
-        "x",
-        "y",
-        "z",
-        "micro",
-        "recompute",
-        "step",
-        "tokens/s",
-        "TFLOP/s",
-        "MFU",
-        "memory",
-    ):
+    for name in _PLAN_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for candidate in study.plan.candidates[:top]:
         table.add_row(*_plan_row(candidate), style="green" if candidate.rank == 1 else None)
