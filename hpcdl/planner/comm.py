@@ -12,13 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpcdl.planner.case import Case
-from hpcdl.planner.space import Candidates, Ints
+from hpcdl.planner.space import Candidates, Floats, Ints
 from hpcdl.units import MIB
 
-Floats = NDArray[np.float64]
 _GRADIENT_BYTES = 4  # gradients are summed in fp32 whatever the precision
 
 

@@ -1,8 +1,8 @@
 """What computing costs a rank: matrix products under a roofline, attention, streaming kernels, the host.
 
-A product of m×k and k×n takes max(2mkn / (peak · efficiency), bytes / memory rate) and at least a kernel's
-floor; its backward is two such products. Launching a layer's kernels from Python takes the host a fixed time, which
-small layers on fast devices never get below.
+A product of m×k and k×n takes max(2mkn / (peak · efficiency), bytes / memory rate); its backward is two
+such products. No kernel takes less than a floor, and launching a layer's kernels from Python takes the host
+a fixed time, which small layers on fast devices never get below.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcdl.planner.case import Case
-from hpcdl.planner.comm import Floats
-from hpcdl.planner.space import Candidates
+from hpcdl.planner.space import Candidates, Floats
 
 # A backward launches about 1.3 times the forward's kernels: two products for one, but no re-reading of inputs
 # (fitted to vTrain's single-node A100 step times).

@@ -1,7 +1,7 @@
 """The estimate of a step: a tree of named terms, each with its formula, for many candidates at once.
 
-Ranking, explanation and tests all read this tree. A leaf holds seconds (or bytes) of every candidate; a branch
-is the sum of its children, so nothing is counted that is not shown.
+Ranking, explanation and tests all read this tree. A leaf holds seconds (or bytes) of every candidate; a
+branch is the sum of its children, so nothing is counted that is not shown.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 
 from hpcdl.planner import comm, compute, memory
 from hpcdl.planner.case import Case
-from hpcdl.planner.comm import Fabric, Floats, Traffic
+from hpcdl.planner.comm import Fabric, Traffic
 from hpcdl.planner.compute import Work
 from hpcdl.planner.pipeline import Pipeline
-from hpcdl.planner.space import Candidates, Ints
+from hpcdl.planner.space import Candidates, Floats, Ints
 
 FORMULAS = {
     "forward": "m · layers · (2·tokens·P/(x·y) / (peak·efficiency) + attention + streams)",
@@ -26,11 +26,11 @@ FORMULAS = {
     "head and loss": "m · (2·tokens·V·h/(x·y) · 3 / (peak·efficiency) + fp32 logits), last stage",
     "tensor x": "m · all-reduces over x: 2·log2(x)·latency + 2·(x-1)/x·bytes/bandwidth",
     "tensor y": "m · all-reduces over y: 2·log2(y)·latency + 2·(y-1)/y·bytes/bandwidth",
-    "weights z": "m · (gather forward, gather and scatter backward) over z: (z-1)/z·P/(x·y)·bytes/bandwidth",
+    "weights z": "m · (2 gathers and 1 scatter) over z, each (z-1)/z·P/(x·y)·bytes/bandwidth",
     "pipeline bubble": "sum of all stages' times for a microbatch, less the busiest stage's",
-    "pipeline messages": "2·(p-1)·(latency + tokens·h/y·bytes/bandwidth), and again where it paces the pipeline",
+    "pipeline messages": "2·(p-1)·(latency + tokens·h/y·bytes/bandwidth), more where the round trip paces",
     "shared cores": "waiting for a core: ranks/cores · mean work - what the bubble already leaves free",
-    "gradient reduction": "max(last bucket, all-reduce of fp32 gradients over data - overlap · last backward)",
+    "gradient reduction": "fp32 all-reduce over data less overlap · last backward; at least one bucket",
     "tied embedding": "all-reduce of V·h/(x·y·z) fp32 gradients between the first and the last stage",
     "world all-reduce": "loss and gradient norm: 2·log2(ranks)·latency",
     "optimizer": "parameters of a rank · bytes an update / memory rate",
@@ -149,12 +149,13 @@ class _Block:
     @property
     def seconds(self) -> Floats:
         """All parts together: collectives along tensor axes block, so nothing overlaps."""
-        return np.sum(list(self.parts.values()), axis=0)
+        total: Floats = np.sum(list(self.parts.values()), axis=0)
+        return total
 
     @classmethod
     def of_traffic(cls, c: Candidates, traffic: dict[str, Traffic]) -> _Block:
         """Communication only."""
-        parts = {name: np.zeros(len(c)) for name in _PARTS}
+        parts: dict[str, Floats] = {name: np.zeros(len(c)) for name in _PARTS}
         for name, axis in (("tensor x", "x"), ("tensor y", "y"), ("weights z", "z")):
             parts[name] = traffic[axis].forward + traffic[axis].backward
         return cls(parts)
@@ -178,7 +179,7 @@ class _Block:
 
 
 def _after_backward(case: Case, fabric: Fabric, backward: Floats) -> list[Term]:
-    """What follows the pipeline: the part of gradient reduction that the last backward cannot hide, and the update."""
+    """What follows the pipeline: gradient reduction that the last backward cannot hide, and the update."""
     c = fabric.candidates
     parameters = _largest_shard(case, c)
     reduction, last_bucket = comm.gradient_reduction(fabric, parameters)

@@ -17,7 +17,7 @@ def layout(resources: Resources, site: Site, environment: Mapping[str, str] = os
 
     Raises:
         UsageError: an unknown queue, or an account that the site demands and nobody gave.
-        InfeasibleError: more devices than a node or nodes than the queue has, or a longer walltime than it allows.
+        InfeasibleError: more than a node or the queue has, or a longer walltime than it allows.
     """
     key, partition = find_partition(resources.queue, site)
     _check_account(resources, site, environment)
@@ -72,8 +72,8 @@ def check_precision(precision: str, node: NodeType) -> None:
     known = node.device.peak_tflops
     if precision not in known:
         raise UsageError(
-            f"training.precision {precision} is not supported by {node.device.model}, which has {', '.join(known)}",
-            "choose one of these, or a queue with other devices",
+            f"training.precision {precision} is not supported by {node.device.model}",
+            f"choose {' or '.join(known)}, or a queue with other devices",
         )
 
 
@@ -84,8 +84,8 @@ def _count(resources: Resources, node: NodeType, key: str) -> tuple[int, int]:
     ranks_per_node = resources.gpus // nodes
     if ranks_per_node > node.devices:
         raise InfeasibleError(
-            f"resources: gpus {resources.gpus} on nodes {nodes} is {ranks_per_node} a node, but nodes of queue "
-            f"{key} have {node.devices} devices",
+            f"resources: gpus {resources.gpus} on nodes {nodes} is {ranks_per_node} a node, but queue "
+            f"{key} has {node.devices} devices a node",
             f"ask for at least {-(-resources.gpus // node.devices)} nodes",
         )
     return nodes, ranks_per_node
@@ -137,8 +137,8 @@ def _check_walltime(resources: Resources, nodes: int, key: str, partition: Parti
     limit = partition.walltime_limit(nodes)
     if limit is not None and parse_walltime(resources.walltime) > limit:
         raise InfeasibleError(
-            f"resources.walltime {resources.walltime} is over the {format_walltime(limit)} that queue {key} allows "
-            f"{nodes} {'node' if nodes == 1 else 'nodes'}",
+            f"resources.walltime {resources.walltime} is over the {format_walltime(limit)} that queue {key} "
+            f"allows {nodes} {'node' if nodes == 1 else 'nodes'}",
             "ask for less and resume the run afterwards, or choose another queue",
         )
 

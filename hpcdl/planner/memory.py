@@ -20,13 +20,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from hpcdl.planner.case import Case
-from hpcdl.planner.comm import Floats
-from hpcdl.planner.space import Candidates, Ints
+from hpcdl.planner.space import Bools, Candidates, Floats, Ints
 from hpcdl.units import GIB, MIB
 
 TERMS = (
-    "weights", "gradients", "optimizer state", "activations", "logits", "working weights", "reduction buckets",
-    "allocator slack", "framework",
+    "weights", "gradients", "optimizer state", "activations", "logits", "working weights",
+    "reduction buckets", "allocator slack", "framework",
 )  # fmt: skip
 """In this order they sum to the device's memory; all but the last two are allocated tensors."""
 
@@ -44,14 +43,20 @@ def device_memory(case: Case, c: Candidates) -> dict[str, Floats]:
     """Bytes by TERMS on the stage that needs most: the first, or the last with head and logits."""
     first, last = _stage(case, c, is_last=False), _stage(case, c, is_last=True)
     # A pipeline of one stage is first and last at once; ``_stage`` gives its last all of both.
-    take_last = (sum(last.values()) >= sum(first.values())) | (c.pipeline == 1)
+    take_last = (total(last) >= total(first)) | (c.pipeline == 1)
     return {term: np.where(take_last, last[term], first[term]) for term in TERMS}
 
 
-def fits(case: Case, memory: Mapping[str, Floats]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def fits(case: Case, memory: Mapping[str, Floats]) -> Bools:
     """Whether a rank's memory holds all terms with the margin free."""
-    verdict: np.ndarray[tuple[int], np.dtype[np.bool_]] = sum(memory.values()) <= budget(case)
+    verdict: Bools = total(memory) <= budget(case)
     return verdict
+
+
+def total(memory: Mapping[str, Floats]) -> Floats:
+    """Bytes of all terms together."""
+    together: Floats = np.sum(list(memory.values()), axis=0)
+    return together
 
 
 def budget(case: Case) -> float:
@@ -87,14 +92,13 @@ def _stage(case: Case, c: Candidates, *, is_last: bool) -> dict[str, Floats]:
         "working weights": _working_weights(case, c),
         "reduction buckets": 2.0 * case.training.bucket_mib * MIB * (c.batch_shards > 1),
     }
-    allocated = sum(terms.values())
-    terms["allocator slack"] = case.profile.allocator_slack * allocated
+    terms["allocator slack"] = case.profile.allocator_slack * total(terms)
     terms["framework"] = np.full(len(c), case.profile.context_gib * GIB)
     return terms
 
 
 def _layer_parameters(case: Case, c: Candidates) -> Floats:
-    """One layer's parameters on a rank: matrices over x·y·z; norms over y, biases over their outputs' axis."""
+    """One layer on a rank: matrices over x·y·z, norms over y, biases over their outputs' axis."""
     model = case.model
     matrices = sum(matrix.rows * matrix.columns for matrix in model.layer_matrices)
     if model.family == "llama":

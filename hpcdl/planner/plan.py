@@ -6,47 +6,25 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from hpcdl.errors import HpcdlError, InfeasibleError
 from hpcdl.planner import memory, rank
 from hpcdl.planner.case import Case
-from hpcdl.planner.estimate import Term, memory_tree, step_tree
+from hpcdl.planner.estimate import step_tree
 from hpcdl.planner.layout import check_precision, find_partition, spread
+from hpcdl.planner.rank import Candidate, Pool
 from hpcdl.planner.space import Candidates, Space, search_space, smallest
 from hpcdl.sites.profile import Profile, default_profile
 from hpcdl.sites.site import Site
 from hpcdl.spec.decomposition import ENGINE_RULES, RULES, Decomposition
 from hpcdl.spec.experiment import Experiment
 from hpcdl.spec.job import Layout
-from hpcdl.units import GIB, TERA
+from hpcdl.units import GIB
 
 TOP = 20
 """Candidates that a plan keeps."""
 
 _NO_MEMORY = "memory"
 _NEIGHBOURS = 33  # device counts that are tried on either side when nothing fits
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One decomposition with its estimate."""
-
-    rank: int  # 1 is the fastest
-    decomposition: Decomposition
-    step_seconds: float
-    tokens_per_second: float
-    tflops_per_gpu: float  # model FLOPs: recomputation does not count
-    mfu: float
-    memory_gib: float
-    breakdown: dict[str, float]  # seconds; they sum to step_seconds
-    memory_breakdown: dict[str, float]  # GiB; they sum to memory_gib
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values under documented names."""
-        decomposition = self.decomposition.model_dump()
-        return {**vars(self), "decomposition": decomposition, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -107,9 +85,9 @@ def plan(
     space = search_space(ask.gpus, experiment.model, experiment.training.global_batch)
     fitting = memory.fits(case, memory.device_memory(case, space.candidates))
     if not fitting.any():
-        raise _nothing_fits(ask, space, _Pool(case, space.candidates))
-    misfits = _Pool(case, space.candidates.take(~fitting))
-    return _ranked(ask, space, _Pool(case, space.candidates.take(fitting)), misfits)
+        raise _nothing_fits(ask, space, Pool(case, space.candidates))
+    misfits = Pool(case, space.candidates.take(~fitting))
+    return _ranked(ask, space, Pool(case, space.candidates.take(fitting)), misfits)
 
 
 def build_case(experiment: Experiment, site: Site, layout: Layout, profile: Profile | None = None) -> Case:
@@ -164,76 +142,7 @@ def _default_layout(experiment: Experiment, site: Site, gpus: int) -> Layout:
     return spread(asked.model_copy(update=dict(gpus=gpus, nodes=None)), site)
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Candidates that are compared with each other."""
-
-    case: Case
-    candidates: Candidates
-
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    def memory(self) -> Term:
-        """Bytes of every candidate."""
-        return memory_tree(memory.device_memory(self.case, self.candidates))
-
-    def pick(self, positions: list[int]) -> tuple[Candidate, ...]:
-        """The candidates at ``positions`` with their estimates, ranked as they come."""
-        chosen = self.candidates.take(np.array(positions, dtype=np.int64))
-        pool = _Pool(self.case, chosen)
-        step, held = step_tree(self.case, chosen), pool.memory()
-        return tuple(_candidate(pool, step, held, position) for position in range(len(chosen)))
-
-    def leanest(self) -> Candidate | None:
-        """The one that needs least memory."""
-        if not len(self):
-            return None
-        return self.pick([int(np.argmin(self.memory().value))])[0]
-
-
-def _candidate(pool: _Pool, step: Term, held: Term, position: int) -> Candidate:
-    case = pool.case
-    decomposition = pool.candidates.decomposition(position)
-    seconds = float(step.value[position])
-    batch = case.training.global_batch
-    flops_per_rank = case.model.train_flops * batch / case.layout.ranks / seconds
-    return Candidate(
-        rank=position + 1,
-        decomposition=decomposition,
-        step_seconds=seconds,
-        tokens_per_second=batch * case.model.sequence / seconds,
-        tflops_per_gpu=flops_per_rank / TERA,
-        mfu=flops_per_rank / case.nominal_flops,
-        memory_gib=float(held.value[position]) / GIB,
-        breakdown={leaf.name: float(leaf.value[position]) for leaf in step.leaves()},
-        memory_breakdown={leaf.name: float(leaf.value[position]) / GIB for leaf in held.leaves()},
-        notes=_notes(case, decomposition),
-    )
-
-
-def _notes(case: Case, d: Decomposition) -> tuple[str, ...]:
-    """What was assumed, so that nobody has to guess."""
-    m = d.microbatches(case.training.global_batch)
-    notes = [f"{m} microbatches of {d.microbatch} x {case.model.sequence} tokens, {case.training.precision}"]
-    if d.x * d.y * d.z > 1:
-        notes.append("collectives along x, y and z block; weights over z are gathered again every microbatch")
-    if d.pipeline > 1 and case.model.layers % d.pipeline:
-        notes.append(
-            f"{case.model.layers} layers do not divide by {d.pipeline} stages; the first ones get one more"
-        )
-    if case.crowding > 1:
-        ranks, cores = case.layout.ranks_per_node, case.node.usable_cores
-        notes.append(
-            f"{ranks} ranks take turns on {cores} cores: a check that it runs, not a fast way to train"
-        )
-    elif not case.on_cpu and case.layout.ranks_per_node < case.node.devices:
-        notes.append(f"{case.layout.ranks_per_node} of {case.node.devices} devices of each node are used")
-    notes.append(f"efficiencies: {case.profile.source} ({case.profile.date})")
-    return tuple(notes)
-
-
-def _ranked(ask: _Ask, space: Space, fitting: _Pool, misfits: _Pool) -> Plan:
+def _ranked(ask: _Ask, space: Space, fitting: Pool, misfits: Pool) -> Plan:
     seconds = step_tree(ask.case, fitting.candidates).value
     ordered = rank.order(fitting.candidates, seconds)
     choices = dict(rank.rivals(fitting.candidates, ordered))
@@ -254,7 +163,7 @@ def _judge(ask: _Ask, d: Decomposition) -> Plan:
     """The plan that holds exactly ``d``, whether it can run or not."""
     case = ask.case
     reasons = _objections(case, d)
-    pool = _Pool(case, Candidates.of(d))
+    pool = Pool(case, Candidates.of(d))
     computable = d.batch_shards * d.microbatch <= case.training.global_batch
     candidates = pool.pick([0]) if computable else ()
     if candidates and candidates[0].memory_gib * GIB > memory.budget(case):
@@ -286,29 +195,27 @@ def _objections(case: Case, d: Decomposition) -> dict[str, str]:
 
 def _too_big(case: Case, candidate: Candidate) -> str:
     term, gib = max(candidate.memory_breakdown.items(), key=lambda item: item[1])
+    available = memory.budget(case) / GIB
     return (
-        f"{candidate.decomposition} needs {candidate.memory_gib:.1f} GiB a rank, most of it {term} ({gib:.1f} GiB), "
-        f"but {memory.budget(case) / GIB:.1f} GiB are there after a margin of {memory.MARGIN:.0%}"
+        f"{candidate.decomposition} needs {candidate.memory_gib:.1f} GiB a rank, most of it {term} "
+        f"({gib:.1f} GiB), but {available:.1f} GiB are there after a margin of {memory.MARGIN:.0%}"
     )
 
 
-def _nothing_fits(ask: _Ask, space: Space, pool: _Pool) -> InfeasibleError:
+def _nothing_fits(ask: _Ask, space: Space, pool: Pool) -> InfeasibleError:
     refused = {**space.refused, **({_NO_MEMORY: len(pool)} if len(pool) else {})}
     dominant = max(refused, key=lambda name: refused[name])
     counts = ", ".join(f"{name} {count}" for name, count in refused.items())
-    lines = [
-        f"none of {space.evaluated} decompositions of {ask.experiment.name} over {ask.gpus} devices of {ask.site.name} "
-        f"can run; refused by {counts}",
-        f"most by {dominant}",
-    ]
+    message = (
+        f"none of {space.evaluated} decompositions of {ask.experiment.name} over {ask.gpus} devices of "
+        f"{ask.site.name} can run; most are refused by {dominant} ({counts})"
+    )
     leanest = pool.leanest()
     if leanest:
-        lines.append(f"the leanest, {_too_big(ask.case, leanest)}")
-    near = _feasible_counts(ask)
-    sizes = (
-        f"GPU counts that work: {', '.join(map(str, near))}" if near else "no GPU count near this one works"
-    )
-    return InfeasibleError("\n".join(lines), f"{sizes}; or change training.global_batch or the model")
+        message += f"\nthe leanest, {_too_big(ask.case, leanest)}"
+    near = ", ".join(map(str, _feasible_counts(ask)))
+    sizes = f"the nearest device counts that work: {near}" if near else "no device count near this one works"
+    return InfeasibleError(message, f"{sizes}; or change training.global_batch or the model")
 
 
 def _feasible_counts(ask: _Ask) -> list[int]:

@@ -1,14 +1,19 @@
-"""Which candidate is best, and which is the best of those that differ from it along one axis."""
+"""Candidates with their estimates, which of them is best, and the best that differs along one axis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from hpcdl.planner.comm import Floats
-from hpcdl.planner.space import Candidates, Ints
-from hpcdl.spec.decomposition import AXES
+from hpcdl.planner import memory
+from hpcdl.planner.case import Case
+from hpcdl.planner.estimate import Term, memory_tree, step_tree
+from hpcdl.planner.space import Candidates, Floats, Ints
+from hpcdl.spec.decomposition import AXES, Decomposition
+from hpcdl.units import GIB, TERA
 
 CHOICES = (*AXES, "microbatch", "full_recompute")
 """What a rival can differ in."""
@@ -38,3 +43,93 @@ def rivals(candidates: Candidates, ordered: Ints) -> Iterator[tuple[str, int]]:
         others = ordered[values[ordered] != values[winner]]
         if len(others):
             yield choice, int(others[0])
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One decomposition with its estimate."""
+
+    rank: int  # 1 is the fastest
+    decomposition: Decomposition
+    step_seconds: float
+    tokens_per_second: float
+    tflops_per_gpu: float  # model FLOPs: recomputation does not count
+    mfu: float
+    memory_gib: float
+    breakdown: dict[str, float]  # seconds; they sum to step_seconds
+    memory_breakdown: dict[str, float]  # GiB; they sum to memory_gib
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values under documented names."""
+        decomposition = self.decomposition.model_dump()
+        return {**vars(self), "decomposition": decomposition, "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Candidates that are compared with each other."""
+
+    case: Case
+    candidates: Candidates
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def memory(self) -> Term:
+        """Bytes of every candidate."""
+        return memory_tree(memory.device_memory(self.case, self.candidates))
+
+    def pick(self, positions: list[int]) -> tuple[Candidate, ...]:
+        """The candidates at ``positions`` with their estimates, ranked as they come."""
+        chosen = self.candidates.take(np.array(positions, dtype=np.int64))
+        pool = Pool(self.case, chosen)
+        step, held = step_tree(self.case, chosen), pool.memory()
+        return tuple(_candidate(pool, step, held, position) for position in range(len(chosen)))
+
+    def leanest(self) -> Candidate | None:
+        """The one that needs least memory."""
+        if not len(self):
+            return None
+        return self.pick([int(np.argmin(self.memory().value))])[0]
+
+
+def _candidate(pool: Pool, step: Term, held: Term, position: int) -> Candidate:
+    case = pool.case
+    decomposition = pool.candidates.decomposition(position)
+    seconds = float(step.value[position])
+    batch = case.training.global_batch
+    flops_per_rank = case.model.train_flops * batch / case.layout.ranks / seconds
+    return Candidate(
+        rank=position + 1,
+        decomposition=decomposition,
+        step_seconds=seconds,
+        tokens_per_second=batch * case.model.sequence / seconds,
+        tflops_per_gpu=flops_per_rank / TERA,
+        mfu=flops_per_rank / case.nominal_flops,
+        memory_gib=float(held.value[position]) / GIB,
+        breakdown={leaf.name: float(leaf.value[position]) for leaf in step.leaves()},
+        memory_breakdown={leaf.name: float(leaf.value[position]) / GIB for leaf in held.leaves()},
+        notes=_notes(case, decomposition),
+    )
+
+
+def _notes(case: Case, d: Decomposition) -> tuple[str, ...]:
+    """What was assumed, so that nobody has to guess."""
+    m = d.microbatches(case.training.global_batch)
+    notes = [f"{m} microbatches of {d.microbatch} x {case.model.sequence} tokens, {case.training.precision}"]
+    if d.x * d.y * d.z > 1:
+        notes.append("collectives along x, y and z block; weights over z are gathered again every microbatch")
+    if d.pipeline > 1 and case.model.layers % d.pipeline:
+        notes.append(
+            f"{case.model.layers} layers do not divide by {d.pipeline} stages; the first ones get one more"
+        )
+    if case.crowding > 1:
+        ranks, cores = case.layout.ranks_per_node, case.node.usable_cores
+        notes.append(
+            f"{ranks} ranks take turns on {cores} cores: a check that it runs, not a fast way to train"
+        )
+    elif not case.on_cpu and case.layout.ranks_per_node < case.node.devices:
+        notes.append(f"{case.layout.ranks_per_node} of {case.node.devices} devices of each node are used")
+    notes.append(f"efficiencies: {case.profile.source} ({case.profile.date})")
+    return tuple(notes)

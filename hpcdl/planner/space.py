@@ -15,6 +15,7 @@ from hpcdl.spec.model import Model
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Candidates:
     @classmethod
     def of(cls, d: Decomposition) -> Candidates:
         """One decomposition as a list of one."""
-        degrees = [np.array([getattr(d, axis)]) for axis in (*AXES, "microbatch")]
-        return cls(*degrees, full_recompute=np.array([d.recompute == "full"]))
+        one = {axis: np.array([getattr(d, axis)]) for axis in (*AXES, "microbatch")}
+        return cls(**one, full_recompute=np.array([d.recompute == "full"]))
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,9 @@ def divisors(number: int) -> list[int]:
 
 
 def _grids(gpus: int) -> Candidates:
-    columns = factorisations(gpus, len(AXES)).T
-    count = columns.shape[1]
-    return Candidates(*columns, np.ones(count, dtype=np.int64), np.zeros(count, dtype=np.bool_))
+    x, y, z, data, pipeline = factorisations(gpus, len(AXES)).T
+    ones, no = np.ones(len(x), dtype=np.int64), np.zeros(len(x), dtype=np.bool_)
+    return Candidates(x, y, z, data, pipeline, ones, no)
 
 
 def _judge(grids: Candidates, model: Model, global_batch: int) -> tuple[Bools, dict[str, int]]:

@@ -27,7 +27,7 @@ _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,
 _LEAST_CPU_SLOTS = 8
 
 # One core in single precision: two AVX2 FMA units × 8 lanes × 2 FLOP × 2 GHz, which nearly every x86-64
-# core of the last ten years reaches. bf16 is given no more: without AMX or AVX512-BF16 it is slower than fp32.
+# core of the last ten years reaches. bf16 is given no more: only AMX and AVX512-BF16 are faster in it.
 _CPU_CORE_TFLOPS = 0.064
 _CPU_CORE_BANDWIDTH = 10.0  # GB/s; two DDR4 channels over four cores
 _LOOPBACK_BANDWIDTH = 2.0  # GB/s between two processes over 127.0.0.1

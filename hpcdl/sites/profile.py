@@ -31,16 +31,16 @@ class Profile(Frozen):
     date: str = Field(pattern=r"\d{4}-\d{2}(-\d{2})?")
 
 
-# Start values of a closed-form model on published A100 step times (Megatron-LM SC21, vTrain MICRO'24), before any
-# fit to them: GEMM 271 of 312 TFLOP/s is the best measured matmul (stas00/ml-engineering); kernel, host and
-# step floors and the 15 µs a round are of eager PyTorch in those tables; NVLink 225-235 of 300 GB/s is NCCL's
-# all-reduce (nccl-tests) and 80 of 100 GB/s the node injection that AxoNN used (arXiv 2502.08145). Overlapped compute
-# runs 1.1-1.3 times slower (Galvatron), hence 0.8. 10 % slack and 1 GiB of context are customary, not fitted.
+# GEMM, attention, floors, latency and overhead as a closed-form model of this kind was fitted to vTrain's
+# A100 step times (MICRO'24; eager PyTorch, unfused attention), so those tables validate nothing here. NVLink
+# 225 of 300 GB/s: nccl-tests; across nodes 80 of 100 GB/s: AxoNN (arXiv 2502.08145). Overlapped compute
+# runs 1.1-1.3 times slower (Galvatron), hence 0.8. An update in bf16 reads gradient, main copy and both
+# moments and writes three of them and the weight: 30 bytes. Context and slack are customary, not measured.
 _A100 = Profile(
     gemm_efficiency=0.83,
     attention_efficiency=0.48,
     memory_efficiency=0.85,
-    kernel_floor_s=5e-6,
+    kernel_floor_s=10e-6,
     host_floor_s=0.9e-3,
     step_overhead_s=8e-3,
     intra_efficiency=0.76,
@@ -50,7 +50,7 @@ _A100 = Profile(
     optimizer_bytes=30.0,
     context_gib=1.0,
     allocator_slack=0.10,
-    source="published A100 step times, NCCL tests and matmul measurements; see the comment above it",
+    source="fitted to published A100 step times, NCCL tests",
     date="2026-11",
 )
 
@@ -60,7 +60,7 @@ _GPUS: dict[str, Profile] = {
     "H100": _A100.model_copy(
         update=dict(gemm_efficiency=0.77, source="A100 values, GEMM scaled by 794/989 measured on H100")
     ),
-    # AxoNN measured 125 of 191.5 TFLOP/s a GCD and 40 of 100 GB/s across nodes on Frontier (arXiv 2502.08145).
+    # AxoNN (arXiv 2502.08145) measured 125 of 191.5 TFLOP/s a GCD, and 40 of 100 GB/s across nodes.
     "MI250X": _A100.model_copy(
         update=dict(
             gemm_efficiency=0.62,
@@ -75,9 +75,9 @@ _GPUS: dict[str, Profile] = {
 }
 _HOPPER = ("H200", "GH200", "H100")
 
-# Measured on two cores of an x86-64 server with Gloo over loopback, four ranks taking turns: an
-# all-reduce of 8 bytes 0.64 ms on two ranks, 1.2 ms on four; 1.2 and 0.75 GB/s for 8 MiB. torch's fp32 matmul reached
-# 70 GFLOP/s a core, more than the 64 that a detected machine is given, so the share below is the careful side.
+# Measured on two cores of an x86-64 server, Gloo over loopback, four ranks taking turns: an all-reduce of 8
+# bytes 0.64 ms on two ranks and 1.2 ms on four; 1.2 and 0.75 GB/s for 8 MiB. torch's fp32 matmul reached 70
+# GFLOP/s a core, more than the 64 that a detected machine is given; importing torch takes 0.2 GiB.
 _CPU = Profile(
     gemm_efficiency=0.80,
     attention_efficiency=0.30,

@@ -1,0 +1,93 @@
+"""Why this decomposition: its terms, what its rivals lose by, and what was refused. Plain lines of text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from hpcdl.errors import UsageError
+from hpcdl.planner.estimate import FORMULAS
+from hpcdl.planner.plan import Plan
+from hpcdl.planner.rank import Candidate
+from hpcdl.spec.decomposition import ENGINE_RULES, RULES
+from hpcdl.units import format_seconds
+
+_SHOWN = 0.005  # terms and differences below this share of a step are left out
+# The rules' messages less the places for values: here they stand for many candidates at once.
+_CONDITIONS = {rule.name: re.sub(r" ?\{[^}]*\}", "", rule.message) for rule in (*RULES, *ENGINE_RULES)}
+
+
+def explain(plan: Plan, rank: int = 1) -> list[str]:
+    """The candidate of ``rank`` taken apart, then the best's rivals and the refusals.
+
+    Raises:
+        UsageError: the plan holds no such rank.
+    """
+    if not 1 <= rank <= len(plan.candidates):
+        raise UsageError(f"rank {rank} is not in this plan, which holds 1 to {len(plan.candidates)}")
+    candidate = plan.candidates[rank - 1]
+    lines = [_headline(candidate), "", *_time(candidate), "", *_memory(candidate, plan.budget_gib)]
+    if plan.rivals:
+        lines += ["", "the best against the fastest that differs in", *_rivals(plan)]
+    if plan.refused:
+        lines += ["", f"{plan.feasible} of {plan.evaluated} can run; refused", *_refusals(plan)]
+    return [*lines, "", *candidate.notes]
+
+
+def _headline(candidate: Candidate) -> str:
+    d = candidate.decomposition
+    return (
+        f"rank {candidate.rank}: {d}, microbatch {d.microbatch}, recompute {d.recompute}: "
+        f"{format_seconds(candidate.step_seconds)} a step, {candidate.mfu:.1%} of peak"
+    )
+
+
+def _time(candidate: Candidate) -> Iterator[str]:
+    for name, seconds in candidate.breakdown.items():
+        share = seconds / candidate.step_seconds
+        if share >= _SHOWN:
+            yield f"  {format_seconds(seconds):>12}  {share:6.1%}  {name}: {FORMULAS[name]}"
+
+
+def _memory(candidate: Candidate, budget_gib: float) -> Iterator[str]:
+    yield f"  {candidate.memory_gib:.2f} GiB of the {budget_gib:.2f} GiB that a rank may use"
+    for name, gib in candidate.memory_breakdown.items():
+        if gib >= _SHOWN * candidate.memory_gib:
+            yield f"  {gib:8.2f} GiB  {gib / candidate.memory_gib:6.1%}  {name}: {FORMULAS[name]}"
+
+
+def _rivals(plan: Plan) -> Iterator[str]:
+    for choice, rival in plan.rivals.items():
+        name = "recompute" if choice == "full_recompute" else choice
+        d = rival.decomposition
+        own = f", {name} {getattr(d, name)}" if name in ("microbatch", "recompute") else ""
+        slower = rival.step_seconds / plan.best.step_seconds - 1
+        why = _difference(plan.best, rival) or "no term differs by much"
+        yield f"  {name}: {d}{own} is {slower:.1%} slower: {why}"
+
+
+def _difference(best: Candidate, rival: Candidate) -> str:
+    """The terms that changed most, largest first."""
+    changes = {name: seconds - best.breakdown[name] for name, seconds in rival.breakdown.items()}
+    ordered = sorted(changes.items(), key=lambda item: -abs(item[1]))
+    shown = [item for item in ordered[:3] if abs(item[1]) >= _SHOWN * best.step_seconds]
+    return ", ".join(
+        f"{name} {'+' if change > 0 else '-'}{format_seconds(abs(change))}" for name, change in shown
+    )
+
+
+def _refusals(plan: Plan) -> Iterator[str]:
+    for reason, count in plan.refused.items():
+        yield f"  {count:8}  {reason}: {_CONDITIONS.get(reason, _lack(plan))}"
+
+
+def _lack(plan: Plan) -> str:
+    """What the leanest of those that need too much memory spends it on."""
+    misfit = plan.nearest_misfit
+    if misfit is None:
+        return "more than a rank's memory holds"
+    term, gib = max(misfit.memory_breakdown.items(), key=lambda item: item[1])
+    return (
+        f"the leanest, {misfit.decomposition}, needs {misfit.memory_gib:.1f} of {plan.budget_gib:.1f} GiB, "
+        f"most of it {term} ({gib:.1f} GiB)"
+    )
