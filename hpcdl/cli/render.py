@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.tree import Tree
 
-from hpcdl.planner.plan import Candidate
+from hpcdl.planner.rank import Candidate
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.logs import Line, last_lines
