@@ -49,9 +49,7 @@ class Gradients:
         bucket_mib: size of a bucket, MiB.
     """
 
-    def __init__(
-        self, held: Sequence[Held], topology: Topology, groups: Groups, bucket_mib: float
-    ) -> None:
+    def __init__(self, held: Sequence[Held], topology: Topology, groups: Groups, bucket_mib: float) -> None:
         self._peers: dict[str, Peers] = {"data": groups.data, "batch": groups.batch}
         self._ends = groups.ends
         pieces = [Piece(one.name, one.parameter.numel(), _group(one)) for one in held]
@@ -92,7 +90,7 @@ class Gradients:
                 home.missing -= 1
                 self._launch()
 
-        parameter.register_post_accumulate_grad_hook(accumulated)
+        parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
 
     def clear(self) -> None:
         """Begin a batch."""

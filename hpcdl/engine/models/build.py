@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -31,7 +30,7 @@ class StageModel(nn.Module):
         self.embedding = Embedding(factory, model) if topology.is_first else None
         self.layers = nn.ModuleList(Layer(factory, index, model) for index in layers)
         self.head = Head(factory, model, self.embedding) if topology.is_last else None
-        self._apply: Callable[[nn.Module, torch.Tensor], torch.Tensor] = (
+        self._through: Callable[[nn.Module, torch.Tensor], torch.Tensor] = (
             _recomputed if decomposition.recompute == "full" else _kept
         )
         self.held: tuple[Held, ...] = tuple(factory.held)
@@ -45,7 +44,7 @@ class StageModel(nn.Module):
         """
         stream_BLH = incoming if self.embedding is None else self.embedding(incoming)
         for layer in self.layers:
-            stream_BLH = self._apply(layer, stream_BLH)
+            stream_BLH = self._through(layer, stream_BLH)
         if self.head is None:
             return stream_BLH
         loss: torch.Tensor = self.head(stream_BLH, targets_BL)

@@ -75,9 +75,7 @@ class Pass:
         before_last: called before the backward that completes the gradients.
     """
 
-    def __init__(
-        self, seat: Seat, model: StageModel, batch: Batch, before_last: Callable[[], None]
-    ) -> None:
+    def __init__(self, seat: Seat, model: StageModel, batch: Batch, before_last: Callable[[], None]) -> None:
         topology = seat.topology
         self._seat = seat
         self._model = model

@@ -27,7 +27,8 @@ def rotate(heads_BGLD: torch.Tensor, rotation_LD: torch.Tensor) -> torch.Tensor:
     """Turn the pairs (d, d + D/2) by their position's angles."""
     cosine_LD, sine_LD = rotation_LD.to(heads_BGLD.dtype)
     left, right = heads_BGLD.chunk(2, dim=-1)
-    return heads_BGLD * cosine_LD + torch.cat([-right, left], dim=-1) * sine_LD
+    turned_BGLD: torch.Tensor = heads_BGLD * cosine_LD + torch.cat([-right, left], dim=-1) * sine_LD
+    return turned_BGLD
 
 
 class Attention(nn.Module):
@@ -55,8 +56,6 @@ class Attention(nn.Module):
         if self.rotation_LD is not None:
             angles = self.rotation_LD[:, :length]
             query, key = rotate(query, angles), rotate(key, angles)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=self.queries > 1
-        )
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.queries > 1)
         output: torch.Tensor = self.out(mixed.transpose(1, 2).flatten(2, 3))
         return output

@@ -38,7 +38,7 @@ class _Lookup(torch.autograd.Function):
         return output_BLH
 
     @staticmethod
-    def backward(ctx: Any, grad_BLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows_BL, foreign_BL = ctx.saved_tensors
         layout: Layout = ctx.layout
         own_BLH = grad_BLH.masked_fill(foreign_BL.unsqueeze(-1), 0)

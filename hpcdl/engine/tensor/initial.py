@@ -45,9 +45,7 @@ def normal_row(key: NDArray[np.uint64], row: int, columns: slice) -> NDArray[np.
     return values[columns.start - first * _WORDS :][: columns.stop - columns.start].astype(np.float32)
 
 
-def normal_shard(
-    seed: int, name: str, std: float, sharding: Sharding, topology: Topology
-) -> torch.Tensor:
+def normal_shard(seed: int, name: str, std: float, sharding: Sharding, topology: Topology) -> torch.Tensor:
     """This rank's part of a matrix of normal values, flat, in fp32.
 
     Only the rows that the part touches are made, and of those only the block's columns.

@@ -58,7 +58,7 @@ class _Product(torch.autograd.Function):
         return output_NO if bias_O is None else output_NO.add_(bias_O)
 
     @staticmethod
-    def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input_NI, weight_S = ctx.saved_tensors
         layout: Layout = ctx.layout
         grad_NI = None
@@ -86,7 +86,7 @@ def named(layer: str, matrix: Matrix) -> Matrix:
 
 def matrix_layout(factory: Factory, shape: tuple[int, int], *, transposed: bool) -> Layout:
     """The layout of a matrix of ``shape`` (outputs, inputs) on this rank."""
-    groups, topology = factory.groups, factory.topology
+    groups = factory.groups
     spread, contract = (groups.y, groups.x) if transposed else (groups.x, groups.y)
     block = (shape[0] // spread.size, shape[1] // contract.size)
     return Layout(contract, spread, groups.z, block)
@@ -103,9 +103,7 @@ class Linear(nn.Module):
         bias: whether there is one.
     """
 
-    def __init__(
-        self, factory: Factory, matrix: Matrix, std: float, *, transposed: bool, bias: bool
-    ) -> None:
+    def __init__(self, factory: Factory, matrix: Matrix, std: float, *, transposed: bool, bias: bool) -> None:
         super().__init__()
         name, shape = matrix.name, (matrix.rows, matrix.columns)
         axes = ("y", "x") if transposed else ("x", "y")

@@ -34,7 +34,7 @@ class _CrossEntropy(torch.autograd.Function):
         return (sums[0].log() - sums[1]).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         softmax_NV, columns_N1, foreign_N = ctx.saved_tensors
         one_N1 = (~foreign_N).to(softmax_NV.dtype).unsqueeze(1)
         grad_NV = softmax_NV.scatter_add(1, columns_N1, -one_N1).mul_(grad)

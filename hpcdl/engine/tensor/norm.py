@@ -51,7 +51,7 @@ class _Normalise(torch.autograd.Function):
         return normal_H
 
     @staticmethod
-    def backward(ctx: Any, grad_H: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_H: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         normal_H, scale = ctx.saved_tensors
         wide_H, normal_H = grad_H.float(), normal_H.float()
         sums = torch.stack([(wide_H * normal_H).sum(-1), wide_H.sum(-1)])

@@ -47,9 +47,7 @@ class Sharding:
     def replicas(self, topology: Topology) -> int:
         """How many ranks of one pipeline stage hold the same elements."""
         cutting = {*self.axes, "z"} if self.flat else set(self.axes)
-        return prod(
-            topology.degree(axis) for axis in AXES if axis != "pipeline" and axis not in cutting
-        )
+        return prod(topology.degree(axis) for axis in AXES if axis != "pipeline" and axis not in cutting)
 
 
 def _part(size: int, index: int, parts: int) -> slice:

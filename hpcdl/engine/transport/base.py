@@ -52,9 +52,7 @@ class Transport(Protocol):
     def group(self, ranks: tuple[int, ...]) -> Group:
         """The group of ``ranks``; called by each of them, in the same order, once a run."""
 
-    def all_reduce(
-        self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM
-    ) -> Handle:
+    def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
 
     def all_gather(self, whole: torch.Tensor, shard: torch.Tensor, group: Group) -> Handle:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from hpcdl.engine.transport.base import Group, Handle, Reduction
 
@@ -49,7 +50,7 @@ class DistTransport:
         device: CPU means Gloo, CUDA means NCCL.
     """
 
-    def __init__(self, store: dist.Store, rank: int, ranks: int, device: torch.device) -> None:
+    def __init__(self, store: Store, rank: int, ranks: int, device: torch.device) -> None:
         self.rank = rank
         self._cuda = device.type == "cuda"
         dist.init_process_group(
@@ -76,9 +77,7 @@ class DistTransport:
             self._groups[ranks] = Group(ranks, channel)
         return self._groups[ranks]
 
-    def all_reduce(
-        self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM
-    ) -> Handle:
+    def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
         return _Work(dist.all_reduce(tensor, _REDUCTIONS[reduction], group.channel, async_op=True))
 

@@ -131,6 +131,7 @@ class MemoryTransport:
         self._sequence: dict[tuple[int, ...], int] = defaultdict(int)
 
     def group(self, ranks: tuple[int, ...]) -> Group:
+        """The group of ``ranks``; nobody needs to be asked."""
         return Group(ranks, self._world)
 
     def _meet(self, group: Group, tensors: tuple[torch.Tensor, ...], do: Together) -> Handle:
@@ -138,9 +139,9 @@ class MemoryTransport:
         key = (group.ranks, self._sequence[group.ranks])
         return _Meeting(self._world, self._world.arrive(key, self.rank, tensors, do))
 
-    def all_reduce(
-        self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM
-    ) -> Handle:
+    def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
+        """Reduce ``tensor`` in place over ``group``."""
+
         def together(brought: dict[int, tuple[torch.Tensor, ...]]) -> None:
             total = _reduce([brought[rank][0] for rank in group.ranks], reduction)
             for (mine,) in brought.values():
@@ -149,6 +150,8 @@ class MemoryTransport:
         return self._meet(group, (tensor.detach(),), together)
 
     def all_gather(self, whole: torch.Tensor, shard: torch.Tensor, group: Group) -> Handle:
+        """Fill the flat ``whole`` with every rank's flat ``shard``."""
+
         def together(brought: dict[int, tuple[torch.Tensor, ...]]) -> None:
             joined = torch.cat([brought[rank][1] for rank in group.ranks])
             for mine, _ in brought.values():
@@ -157,6 +160,8 @@ class MemoryTransport:
         return self._meet(group, (whole, shard.detach()), together)
 
     def reduce_scatter(self, shard: torch.Tensor, whole: torch.Tensor, group: Group) -> Handle:
+        """Sum the flat ``whole`` over ``group`` and keep this rank's part in ``shard``."""
+
         def together(brought: dict[int, tuple[torch.Tensor, ...]]) -> None:
             total = _reduce([brought[rank][1] for rank in group.ranks], Reduction.SUM)
             for rank, part in zip(group.ranks, total.chunk(len(group.ranks)), strict=True):
@@ -165,6 +170,8 @@ class MemoryTransport:
         return self._meet(group, (shard, whole.detach()), together)
 
     def broadcast(self, tensor: torch.Tensor, group: Group) -> Handle:
+        """Copy ``tensor`` of the group's first rank to all others."""
+
         def together(brought: dict[int, tuple[torch.Tensor, ...]]) -> None:
             source = brought[group.ranks[0]][0].clone()
             for (mine,) in brought.values():
@@ -173,17 +180,21 @@ class MemoryTransport:
         return self._meet(group, (tensor.detach(),), together)
 
     def barrier(self) -> None:
+        """Return when every rank of the run has come here."""
         everyone = self.group(tuple(range(self._world.ranks)))
         self._meet(everyone, (), lambda brought: None).wait()
 
     def send(self, tensor: torch.Tensor, peer: int, tag: int) -> Handle:
+        """Send a copy of ``tensor`` to rank ``peer``."""
         self._world.post((self.rank, peer, tag), tensor)
         return _Sent()
 
     def receive(self, buffer: torch.Tensor, peer: int, tag: int) -> Handle:
+        """Receive what ``peer`` sends with ``tag`` into ``buffer``."""
         return _Receive(self._world, (peer, self.rank, tag), buffer)
 
     def first(self, receives: Sequence[Handle]) -> int:
+        """Wait until one of the posted ``receives`` is finished, and say which."""
         posted = [receive for receive in receives if isinstance(receive, _Receive)]
         self._world.wait_for(lambda: any(receive.arrived() for receive in posted))
         index = next(i for i, receive in enumerate(posted) if receive.arrived())
@@ -191,4 +202,4 @@ class MemoryTransport:
         return index
 
     def close(self) -> None:
-        return
+        """Leave the run; threads need nothing."""

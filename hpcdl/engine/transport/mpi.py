@@ -56,9 +56,7 @@ class MpiTransport:
             self._groups[ranks] = Group(ranks, self._world.Create_group(members))
         return self._groups[ranks]
 
-    def all_reduce(
-        self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM
-    ) -> Handle:
+    def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
         mine = tensor.detach()
         exact = mine.dtype in _REDUCED_BY_MPI
