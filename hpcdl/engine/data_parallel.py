@@ -78,8 +78,6 @@ class Gradients:
         """Let autograd accumulate into the bucket: directly in fp32, through a hook from bf16."""
         parameter, home = slot.parameter, self._home[slot.name]
         direct = parameter.dtype == torch.float32
-        if direct:
-            parameter.grad = slot.gradient
 
         def accumulated(computed: torch.Tensor) -> None:
             if not direct:
@@ -96,6 +94,9 @@ class Gradients:
         """Begin a batch."""
         for buffer in self._buffers:
             buffer.values.zero_()
+        for slot in self.slots:
+            if slot.parameter.dtype == torch.float32:
+                slot.parameter.grad = slot.gradient
 
     def arm(self) -> None:
         """The next backward is the last of the batch: reduce what it completes."""

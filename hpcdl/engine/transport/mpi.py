@@ -100,9 +100,6 @@ class MpiTransport:
         return index
 
     def close(self) -> None:
-        """Leave the run; MPI itself is finalised at the interpreter's exit."""
-        for group in self._groups.values():
-            if group.channel != self._world:
-                group.channel.Free()
+        """Leave the run. MPI is finalised here, so the process may end in any way after."""
         self._groups.clear()
-        self._world.Free()
+        MPI.Finalize()
