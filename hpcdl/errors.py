@@ -1,4 +1,4 @@
-"""The five kinds of failure a user can meet, and the exit code of each."""
+"""The kinds of failure a user can meet, and the exit code of each."""
 
 from __future__ import annotations
 
@@ -47,3 +47,7 @@ class EngineError(HpcdlError):
     """The run itself failed."""
 
     exit_code = 5
+
+
+class PeerLostError(EngineError):
+    """A rank could not go on because another one went away: a consequence, never the cause."""

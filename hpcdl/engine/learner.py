@@ -76,7 +76,7 @@ class Learner:
         """Microbatches of this rank's share."""
         size = self.topology.decomposition.microbatch
         inputs_MBL, targets_MBL = (
-            rows_BL.to(self.device).unflatten(0, (-1, size)) for rows_BL in (inputs_BL, targets_BL)
+            rows_BL.to(self.device).view(-1, size, rows_BL.shape[1]) for rows_BL in (inputs_BL, targets_BL)
         )
         return Batch(inputs_MBL, targets_MBL, self._loss_scale)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -58,6 +58,7 @@ class ResolvedRun(Frozen):
     device_per_rank: bool = Field(description="whether a rank sees only its own device (then its index is 0)")
     rendezvous: Rendezvous
     site: str
+    site_file: dict[str, Any] = Field(default_factory=dict, description="the site as it was at submission")
     versions: dict[str, str]
 
 

@@ -12,6 +12,7 @@ from hpcdl.units import parse_walltime
 
 _DIRECTIVE_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"token|secret|passw|credential|(api|access|private)_?key", re.IGNORECASE)
 
 
 def directive_word(value: str) -> str:
@@ -31,6 +32,11 @@ def _walltime(value: str) -> str:
 def _variable(name: str) -> str:
     if not _VARIABLE.fullmatch(name):
         raise ValueError(f"{name!r} is not a name an environment variable can have")
+    if _SECRET.search(name):
+        raise ValueError(
+            f"{name} looks like a secret, and run folders are shared; take it out of the file and "
+            f"export it in the shell you submit from"
+        )
     return name
 
 

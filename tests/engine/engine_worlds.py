@@ -13,8 +13,8 @@ from hpcdl.engine.transport.memory import World
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.model import Model
 
-GPT = Model(family="gpt", layers=3, hidden=16, heads=4, ffn=32, vocab=24, sequence=6)
-LLAMA = Model(family="llama", layers=3, hidden=16, heads=8, kv_heads=4, ffn=24, vocab=24, sequence=6)
+GPT = Model(family="gpt", layers=3, hidden=16, heads=4, ffn=32, vocab=256, sequence=6)
+LLAMA = Model(family="llama", layers=3, hidden=16, heads=8, kv_heads=4, ffn=24, vocab=256, sequence=6)
 
 
 def in_threads(ranks: int, work: Callable[[Transport], Any]) -> list[Any]:

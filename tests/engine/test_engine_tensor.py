@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from engine_worlds import in_threads, whole
+from torch.nn import functional
 
 from hpcdl.engine.groups import make_groups
 from hpcdl.engine.tensor.attention import rotate, rotation
@@ -69,7 +69,7 @@ def test_linear_is_a_linear_layer(grid, transposed):
     weight = full_weight("m.weight", (OUTPUTS, INPUTS)).requires_grad_()
     bias = torch.zeros(OUTPUTS, requires_grad=True)
     serial_in = inputs.clone().requires_grad_()
-    serial_out = F.linear(serial_in, weight, bias)
+    serial_out = functional.linear(serial_in, weight, bias)
     serial_out.backward(grads)
     expected = {"out": serial_out.detach(), "in": serial_in.grad}
     found = whole(grid, in_threads(grid.ranks, work))
@@ -100,9 +100,9 @@ def test_norm_uses_the_moments_of_the_full_width(width, centred):
     weight = torch.ones(16, requires_grad=True)
     bias = torch.zeros(16)
     normal = (
-        F.layer_norm(serial_in, (16,), weight, bias)
+        functional.layer_norm(serial_in, (16,), weight, bias)
         if centred
-        else F.rms_norm(serial_in, (16,), weight, 1e-5)
+        else functional.rms_norm(serial_in, (16,), weight, 1e-5)
     )
     serial_out = normal
     serial_out.backward(grads)
@@ -132,7 +132,7 @@ def test_embedding_is_a_lookup(grid):
 
     answers = in_threads(grid.ranks, work)
     weight = whole(grid, [answer[2] for answer in answers])["embedding.tokens"].requires_grad_()
-    serial = F.embedding(tokens, weight)
+    serial = functional.embedding(tokens, weight)
     serial.backward(grads)
     for rank, (output, _, _) in enumerate(answers):
         assert torch.equal(output, part(serial.detach(), Topology(grid, rank), "z", None, "y"))
@@ -157,7 +157,7 @@ def test_cross_entropy_is_torchs(ranks, shift):
         return loss.item(), mine.grad
 
     serial = logits.clone().requires_grad_()
-    expected = F.cross_entropy(serial.flatten(0, 1), targets.flatten(), reduction="sum")
+    expected = functional.cross_entropy(serial.flatten(0, 1), targets.flatten(), reduction="sum")
     (0.5 * expected).backward()
     answers = in_threads(ranks, work)
     assert [loss for loss, _ in answers] == pytest.approx([expected.item()] * ranks, rel=1e-5)

@@ -1,0 +1,231 @@
+"""The command line: verbs, flags and help. What a verb does is imported when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Plain help: drawing it with rich would take longer than the rest of `hpcdl --help` together.
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Plan, launch and run deep-learning training on HPC machines.",
+    epilog="Start with: hpcdl plan examples/quickstart.yaml",
+)
+site_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Machines that hpcdl knows.")
+app.add_typer(site_app, name="site")
+
+Experiment = Annotated[Path, typer.Argument(metavar="EXP", help="Experiment file (YAML).")]
+SiteOption = Annotated[
+    str,
+    typer.Option(
+        "--site", "-s", envvar="HPCDL_SITE", help="Machine: a name from `hpcdl site list`, or a site file."
+    ),
+]
+Gpus = Annotated[int | None, typer.Option("--gpus", "-g", min=1, help="Devices in all, one rank each.")]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        "--nodes", "-N", min=1, help="Whole nodes; with --gpus, spread those devices over so many nodes."
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one key of the experiment, e.g. training.steps=50."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object or array instead of a table.")]
+Runs = Annotated[
+    Path | None,
+    typer.Option("--runs", metavar="DIR", help="Folder of runs [default: $HPCDL_RUNS or ./runs]."),
+]
+
+
+def _complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    from hpcdl.runs import store
+
+    known = [folder.path.name for folder in store.all_runs(store.runs_folder(context.params.get("runs")))]
+    return [name for name in [*reversed(known), "last"] if name.startswith(incomplete)]
+
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="Run id, an unambiguous prefix, a path, or `last`.", autocompletion=_complete_run
+    ),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"hpcdl {version('hpcdl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Plan, launch and run deep-learning training on HPC machines."""
+
+
+@app.command(epilog="Example: hpcdl plan exp.yaml --site perlmutter --gpus 64 --explain 1")
+def plan(
+    experiment: Experiment,
+    site: SiteOption = "local",
+    gpus: Gpus = None,
+    nodes: Nodes = None,
+    settings: Settings = None,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many candidates to show.")] = 10,
+    explain: Annotated[
+        int | None,
+        typer.Option("--explain", "-e", min=1, metavar="RANK", help="Show where a candidate's time goes."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show which decompositions fit, how fast each will be and why the others lose."""
+    from hpcdl.cli import planning
+    from hpcdl.workflow import Request
+
+    planning.show(Request(experiment, site, settings or [], gpus, nodes), top=top, explain=explain, json=json)
+
+
+@app.command(epilog="Example: hpcdl submit exp.yaml --nodes 2 --set training.steps=1000 --follow")
+def submit(
+    experiment: Experiment,
+    site: SiteOption = "local",
+    gpus: Gpus = None,
+    nodes: Nodes = None,
+    settings: Settings = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch script; write and submit nothing.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when the run is over, with its exit code.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show progress until the run is over; Ctrl-C detaches.")
+    ] = False,
+    runs: Runs = None,
+    json: Json = False,
+) -> None:
+    """Plan, write the batch script, submit it."""
+    from hpcdl.cli import submitting
+    from hpcdl.workflow import Request
+
+    request = Request(experiment, site, settings or [], gpus, nodes)
+    if dry_run:
+        submitting.show_script(request)
+    else:
+        submitting.submit(request, runs, watch=submitting.Watch.chosen(wait=wait, follow=follow), json=json)
+
+
+@app.command("list")
+def list_runs(runs: Runs = None, json: Json = False) -> None:
+    """List all runs with their state."""
+    from hpcdl.cli import watching
+
+    watching.list_runs(runs, json=json)
+
+
+@app.command()
+def status(run: Run, runs: Runs = None, json: Json = False) -> None:
+    """Show the state of a run, its progress and, if it failed, which rank failed first."""
+    from hpcdl.cli import watching
+
+    watching.status(run, runs, json=json)
+
+
+@app.command(epilog="Example: hpcdl logs last --rank 0 --follow")
+def logs(
+    run: Run,
+    rank: Annotated[int | None, typer.Option("--rank", "-r", min=0, help="Only this rank.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", "-a", min=1, help="Which attempt [default: newest].")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run is over; Ctrl-C stops.")
+    ] = False,
+    runs: Runs = None,
+) -> None:
+    """Print the logs of a run, each line with its rank."""
+    from hpcdl.cli import watching
+
+    watching.logs(run, runs, watching.LogChoice(rank, attempt), follow=follow)
+
+
+@app.command()
+def cancel(run: Run, runs: Runs = None) -> None:
+    """Ask the scheduler to end a run."""
+    from hpcdl.cli import watching
+
+    watching.cancel(run, runs)
+
+
+@app.command()
+def resume(
+    run: Run,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show progress until the run is over.")
+    ] = False,
+    runs: Runs = None,
+) -> None:
+    """Submit a run that ended early again; it continues from its newest checkpoint."""
+    from hpcdl.cli import submitting
+
+    submitting.resume(run, runs, follow=follow)
+
+
+@app.command(epilog="Example: hpcdl collect last --output report.tar.gz")
+def collect(
+    run: Run,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Archive to write [default: RUN.tar.gz]."),
+    ] = None,
+    runs: Runs = None,
+) -> None:
+    """Pack a run's specification, script, logs and metrics into one archive."""
+    from hpcdl.cli import watching
+
+    watching.collect(run, runs, output)
+
+
+@app.command(epilog="Example: hpcdl schema experiment > experiment.schema.json")
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="experiment|site", help="Which file's schema.")],
+) -> None:
+    """Print the JSON Schema of experiment or site files, for editors."""
+    from hpcdl.cli import describing
+
+    describing.schema(kind)
+
+
+@site_app.command("list")
+def site_list(json: Json = False) -> None:
+    """List the machines that have a site file."""
+    from hpcdl.cli import describing
+
+    describing.list_sites(json=json)
+
+
+@site_app.command("show")
+def site_show(
+    name: Annotated[
+        str, typer.Argument(metavar="SITE", help="A name from `hpcdl site list`, or a site file.")
+    ],
+    json: Json = False,
+) -> None:
+    """Show what is known of a machine."""
+    from hpcdl.cli import describing
+
+    describing.show_site(name, json=json)

@@ -1,0 +1,334 @@
+"""Showing results on a terminal: the only module that imports rich."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.tree import Tree
+
+from hpcdl.planner.plan import Candidate
+from hpcdl.run_folder import RunFolder
+from hpcdl.runs import store
+from hpcdl.runs.logs import Line, last_lines
+from hpcdl.runs.record import Attempt
+from hpcdl.sites.site import Site
+from hpcdl.units import format_bytes, format_count, format_seconds
+from hpcdl.workflow import Snapshot, Study
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+# Green went well, red did not, yellow waits for somebody, cyan is at work.
+_COLOURS = {
+    "completed": "green",
+    "running": "cyan",
+    "queued": "yellow",
+    "prepared": "yellow",
+    "cancelled": "dim",
+}
+_LOG_TAIL = 20
+_PLAN_COLUMNS = (
+    "#",
+    "data",
+    "pipe",
+    "x",
+    "y",
+    "z",
+    "micro",
+    "recompute",
+    "step",
+    "tokens/s",
+    "TFLOP/s",
+    "memory",
+)
+
+
+def line(markup: str) -> None:
+    """Print one line of rich markup."""
+    _out.print(markup)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value (a string is taken as JSON already)."""
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+    sys.stdout.write(text.rstrip("\n") + "\n")
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """A spinner on a terminal while something short runs."""
+    with _err.status(what):
+        yield
+
+
+@contextmanager
+def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that tells how many of how many are done."""
+    with Progress(console=_err, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _state(state: str) -> str:
+    return f"[{_COLOURS.get(state, 'red')}]{escape(state)}[/]"
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def plan(study: Study, top: int) -> None:
+    """The ranked candidates as a table, with what was refused."""
+    _out.print(_plan_heading(study))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "#",
+        "data",
+        "pipe",
+        "x",
+        "y",
+        "z",
+        "micro",
+        "recompute",
+        "step",
+        "tokens/s",
+        "TFLOP/s",
+        "MFU",
+        "memory",
+    ):
+        table.add_column(name, justify="left" if name == "recompute" else "right", no_wrap=True)
+    for candidate in study.plan.candidates[:top]:
+        table.add_row(*_plan_row(candidate), style="green" if candidate.rank == 1 else None)
+    _out.print(table)
+    _plan_footer(study, top)
+
+
+def _plan_heading(study: Study) -> str:
+    model, place = study.experiment.model, study.layout
+    device = study.site.node(study.experiment.resources.queue).device
+    return (
+        f"[bold]{escape(study.experiment.name)}[/]: {format_count(model.parameters)} parameters on "
+        f"{place.ranks} x {escape(device.model)} of [bold]{study.site.name}[/] "
+        f"({place.nodes} node{'s' * (place.nodes > 1)} x {place.ranks_per_node})"
+    )
+
+
+def _plan_row(candidate: Candidate) -> list[str]:
+    d = candidate.decomposition
+    degrees = (d.data, d.pipeline, d.x, d.y, d.z, d.microbatch)
+    return [
+        str(candidate.rank),
+        *(str(degree) for degree in degrees),
+        d.recompute,
+        format_seconds(candidate.step_seconds),
+        format_count(candidate.tokens_per_second),
+        f"{candidate.tflops_per_gpu:.3g}",
+        format_bytes(candidate.memory_gib * 1024**3),
+    ]
+
+
+def _plan_footer(study: Study, top: int) -> None:
+    result = study.plan
+    hidden = max(0, result.feasible - top)
+    more = f", {hidden} slower ones not shown" if hidden else ""
+    searched = f"{result.evaluated} candidates in {format_seconds(result.search_seconds)}"
+    _out.print(f"[dim]{searched}: {result.feasible} feasible{more}[/]")
+    for reason, count in result.refused.items():
+        _out.print(f"[dim]  {count} refused: {escape(reason)}[/]")
+    if result.candidates and not result.infeasible:
+        _out.print(
+            f"would run [bold]{result.candidates[0].decomposition}[/]; why: hpcdl plan ... --explain 1"
+        )
+
+
+def candidate(study: Study, chosen: Candidate) -> None:
+    """One candidate: where its time and memory go, and what was assumed."""
+    d = chosen.decomposition
+    _out.print(_plan_heading(study))
+    _out.print(f"candidate {chosen.rank}: [bold]{d}[/], microbatch {d.microbatch}")
+    tree = Tree(f"step {format_seconds(chosen.step_seconds)}")
+    for term, seconds in chosen.breakdown.items():
+        tree.add(f"{format_seconds(seconds):>9}  {seconds / chosen.step_seconds:5.1%}  {escape(term)}")
+    _out.print(tree)
+    tree = Tree(f"memory of the fullest rank {format_bytes(chosen.memory_gib * 1024**3)}")
+    for term, gib in chosen.memory_breakdown.items():
+        tree.add(f"{format_bytes(gib * 1024**3):>9}  {escape(term)}")
+    _out.print(tree)
+    for note in chosen.notes:
+        _out.print(f"[dim]- {escape(note)}[/]")
+
+
+# --- submitting and following --------------------------------------------------------------------
+
+
+def submitted(study: Study, folder: RunFolder, job_id: str) -> None:
+    """What was submitted, and where."""
+    _out.print(f"running [bold]{study.plan.candidates[0].decomposition}[/] on {study.layout.ranks} ranks")
+    _out.print(f"submitted [bold]{folder.path.name}[/] as job {escape(job_id)} on {study.site.name}")
+    _out.print(f"run folder: {escape(str(folder.path))}")
+
+
+def next_commands(folder: RunFolder, verbs: Sequence[str]) -> None:
+    """What one would type next."""
+    for verb in verbs:
+        word, _, flags = verb.partition(" ")
+        _out.print(f"  hpcdl {word} {folder.path.name} {flags}".rstrip(), style="bold")
+
+
+def detached(folder: RunFolder) -> None:
+    """After Ctrl-C: the job goes on."""
+    _out.print(f"\ndetached: [bold]{folder.path.name}[/] goes on; to look again or to end it:")
+    next_commands(folder, ("status", "logs --follow", "cancel"))
+
+
+def follow(snapshots: Iterator[Snapshot], *, quiet: bool) -> Snapshot:
+    """Show a run until it is over; returns the last snapshot."""
+    if quiet:
+        return deque(snapshots, maxlen=1).pop()
+    return _follow_bar(snapshots) if _out.is_terminal else _follow_lines(snapshots)
+
+
+def _follow_bar(snapshots: Iterator[Snapshot]) -> Snapshot:
+    state, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    columns = (state, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=_out) as bars:
+        task = bars.add_task("queued", total=None, rate="")
+        for last in snapshots:
+            bars.update(
+                task,
+                total=last.steps,
+                completed=last.progress.step,
+                rate=_rate(last),
+                description=_state(last.attempt.state.value),
+            )
+    return last
+
+
+def _follow_lines(snapshots: Iterator[Snapshot]) -> Snapshot:
+    """Without a terminal: a line when the state changes and at every twentieth of the way."""
+    shown = ("", -1)
+    for last in snapshots:
+        part = 20 * last.progress.step // last.steps
+        if shown != (now := (last.attempt.state.value, part)):
+            _out.print(f"{now[0]}  step {last.progress.step}/{last.steps}  {_rate(last)}".rstrip())
+            shown = now
+    return last
+
+
+def _rate(snapshot: Snapshot) -> str:
+    done = snapshot.progress
+    if done.last_loss is None or done.tokens_per_second is None:
+        return ""
+    return f"loss {done.last_loss:.4f}  {format_count(done.tokens_per_second)} tokens/s"
+
+
+def summary(folder: RunFolder, last: Snapshot) -> None:
+    """How a completed run went."""
+    done = last.progress
+    _out.print(f"[green]completed[/] {done.step} steps, {format_seconds(done.seconds)} of training")
+    if done.first_loss is not None and done.last_loss is not None and done.tokens_per_second is not None:
+        _out.print(f"loss {done.first_loss:.4f} -> [bold]{done.last_loss:.4f}[/]")
+        _out.print(f"{format_count(done.tokens_per_second)} tokens/s")
+    _out.print(f"run folder: {escape(str(folder.path))}")
+    _out.print("next, try:")
+    next_commands(folder, ("status", "logs --rank 0", "collect"))
+
+
+def failure(folder: RunFolder, attempt: Attempt) -> None:
+    """The last words of the rank that failed first, or of the job."""
+    culprit = store.culprit(folder, attempt)
+    path = (
+        folder.job_log(attempt.number) if culprit is None else folder.rank_log(attempt.number, culprit.rank)
+    )
+    lines = last_lines(path, _LOG_TAIL)
+    if lines:
+        _err.print(f"[red]last lines of {escape(str(path))}[/]")
+        for text in lines:
+            _err.print(f"  {escape(text)}")
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def runs(rows: Sequence[dict[str, Any]], where: object) -> None:
+    """All runs as a table."""
+    if not rows:
+        _out.print(f"no runs in {escape(str(where))} yet; start one with: hpcdl submit EXP.yaml")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "state", "site", "decomposition", "job", "step", "loss"):
+        table.add_column(name, justify="right" if name in ("step", "loss") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["run"],
+            _state(row["state"]),
+            row["site"],
+            row["decomposition"],
+            escape(str(row["job_id"] or "-")),
+            f"{row['step']}/{row['steps']}",
+            "-" if row["last_loss"] is None else f"{row['last_loss']:.4f}",
+        )
+    _out.print(table)
+
+
+def status(folder: RunFolder, record: dict[str, Any]) -> None:
+    """One run, its attempts and its first failure."""
+    _out.print(f"[bold]{record['run']}[/]  {_state(record['state'])}  {escape(record['reason'])}")
+    _out.print(f"site {record['site']}, {record['decomposition']}, step {record['step']}/{record['steps']}")
+    if record["last_loss"] is not None:
+        rate = format_count(record["tokens_per_second"])
+        _out.print(f"loss {record['first_loss']:.4f} -> {record['last_loss']:.4f}, {rate} tokens/s")
+    for number, attempt in enumerate(record["attempts"], start=1):
+        code = "" if attempt["exit_code"] is None else f", exit code {attempt['exit_code']}"
+        _out.print(
+            f"attempt {number}: job {escape(str(attempt['job_id']))}, {_state(attempt['state'])}{code}"
+        )
+    if record["first_failure"]:
+        first = record["first_failure"]
+        _out.print(
+            f"[red]first failure:[/] rank {first['rank']} on {first['host']}: {escape(first['reason'])}"
+        )
+        _out.print(f"its log: {escape(first['log'])}")
+    _out.print(f"run folder: {escape(str(folder.path))}")
+
+
+def log_lines(lines: Iterable[Line]) -> None:
+    """Log lines, each after the rank it came from."""
+    for each in lines:
+        source = "job" if each.rank is None else f"rank {each.rank}"
+        sys.stdout.write(f"{source:>8} | {each.text}\n")
+    sys.stdout.flush()
+
+
+# --- sites ---------------------------------------------------------------------------------------
+
+
+def sites(rows: Sequence[dict[str, Any]]) -> None:
+    """Known machines as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("site", "scheduler", "devices a node", "partitions", "status", "verified"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        devices = f"{row['devices_per_node']} x {row['device']}"
+        partitions = ", ".join(row["partitions"])
+        table.add_row(
+            row["name"], row["scheduler"], devices, partitions, row["status"], row["last_verified"] or "-"
+        )
+    _out.print(table)
+
+
+def site(chosen: Site) -> None:
+    """One machine as YAML: what its file says."""
+    text = yaml.safe_dump(
+        chosen.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
+    )
+    sys.stdout.write(text)

@@ -1,0 +1,85 @@
+"""How a rank ends: one record, written before anybody can notice that the rank is gone.
+
+The record of the rank that fails first must carry the earliest time, because the others fail in its
+wake. So it is written where the failure is caught, while all connections still stand. SIGTERM is
+taken by a thread that waits for nothing else: the main thread may sit in a collective for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from hpcdl.errors import HpcdlError
+from hpcdl.telemetry import ExitRecord, write_exit
+
+_REASON_LENGTH = 300
+
+
+class Ending:
+    """The end of this process; whoever comes first, the work or a signal, decides it."""
+
+    def __init__(self, record: Path, rank: int) -> None:
+        self._record = record
+        self._rank = rank
+        self._decided = threading.Lock()
+
+    def watch_sigterm(self) -> None:
+        """Take SIGTERM in a thread of its own; call before any other thread starts."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=self._await_sigterm, name="sigterm", daemon=True).start()
+
+    def _await_sigterm(self) -> None:
+        signal.sigwait({signal.SIGTERM})
+        print("terminated by SIGTERM", flush=True)  # noqa: T201 - the log
+        self._end(128 + signal.SIGTERM, signal_number=signal.SIGTERM, reason="told to end (SIGTERM)")
+
+    def guard(self, work: Callable[[], None]) -> NoReturn:
+        """Do ``work`` and end this process with its outcome.
+
+        The process leaves by ``os._exit``: destructors of communication libraries at interpreter
+        exit can hang or crash after the work is long done.
+        """
+        try:
+            work()
+        except SystemExit as asked:
+            code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+            self._end(code, reason=None if code == 0 else f"exit code {code}")
+        except BaseException as error:  # noqa: BLE001 - whatever it was, it ends here and is recorded
+            self._fail(error)
+        self._end(0)
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        when = time.time()
+        if isinstance(error, HpcdlError):
+            print(f"error: {error.message}", file=sys.stderr)  # noqa: T201 - the log
+            if error.hint:
+                print(f"  {error.hint}", file=sys.stderr)  # noqa: T201
+        else:
+            traceback.print_exception(error)
+        reason = (str(error).strip().splitlines() or [""])[0][:_REASON_LENGTH]
+        self._end(1, when=when, exception=type(error).__name__, reason=reason)
+
+    def _end(
+        self, code: int, *, when: float | None = None, signal_number: int | None = None,
+        exception: str | None = None, reason: str | None = None,
+    ) -> NoReturn:  # fmt: skip
+        self._decided.acquire()  # never released: a second ender waits until the first has left
+        record = ExitRecord(
+            self._rank, socket.gethostname(), when or time.time(), code, signal_number, exception, reason
+        )
+        try:
+            write_exit(self._record, record)
+        except OSError as error:
+            print(f"cannot write {self._record}: {error}", file=sys.stderr)  # noqa: T201
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,154 @@
+"""How ranks find each other: rank 0 opens a store on a port the kernel picks and publishes it.
+
+A port chosen beforehand, on another node or from a job id, can be taken. Here nothing is chosen:
+rank 0 binds port 0 and writes address and port into the run folder, which all ranks share. What a
+dead earlier try of the same attempt may have left there is recognised by its job and replaced.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import struct
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import DistStoreError, TCPStore  # type: ignore[attr-defined] # not in its __all__
+
+from hpcdl.engine.ranks import Place
+from hpcdl.errors import EngineError
+from hpcdl.spec.experiment import Rendezvous
+from hpcdl.telemetry import write_whole
+
+_POLL_S = 0.05
+_CONNECT_S = 5.0  # one try to reach a published address; it may be stale
+_SIOCGIFADDR = 0x8915
+# What tells one start of an attempt from another: the scheduler's or the script's word for it.
+_START_VARIABLES = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "PBS_JOBID", "HPCDL_START")
+
+
+def meet(place: Place, rules: Rendezvous, file: Path) -> TCPStore:
+    """Join the other ranks; returns when every rank has come.
+
+    Args:
+        place: this rank.
+        rules: how rank 0 finds its address, and how long to wait.
+        file: where rank 0 publishes it.
+
+    Raises:
+        EngineError: ranks that never came, by number, or an address that cannot be reached.
+    """
+    choose_interface(rules)
+    deadline = time.monotonic() + rules.timeout_seconds
+    store = _open(place, rules, file) if place.rank == 0 else _find(place, file, deadline, rules)
+    store.set(f"host/{place.rank}", place.host)
+    _wait_for_all(place, store, deadline, rules)
+    return store
+
+
+def choose_interface(rules: Rendezvous) -> None:
+    """Tell Gloo and NCCL which network interface to use, unless the environment already does."""
+    interface = "lo" if rules.address == "loopback" else rules.interface
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def own_address(rules: Rendezvous) -> str:
+    """The address under which other nodes reach this one, by the site's rule.
+
+    Raises:
+        EngineError: the interface does not exist here.
+    """
+    if rules.address == "loopback":
+        return "127.0.0.1"
+    if rules.address == "hostname" or rules.interface is None:
+        return socket.gethostname() + rules.suffix
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        request = struct.pack("256s", rules.interface.encode()[:15])
+        try:
+            return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
+        except OSError as error:
+            known = ", ".join(name for _, name in socket.if_nameindex())
+            raise EngineError(
+                f"interface {rules.interface!r} has no IPv4 address on {socket.gethostname()}: {error.strerror}",
+                f"interfaces here: {known}; correct rendezvous.interface in the site file",
+            ) from None
+
+
+def _start() -> str:
+    return "/".join(os.environ.get(name, "") for name in _START_VARIABLES)
+
+
+def _open(place: Place, rules: Rendezvous, file: Path) -> TCPStore:
+    store = TCPStore("0.0.0.0", 0, place.world_size, is_master=True, wait_for_workers=False)  # noqa: S104
+    published = {"address": own_address(rules), "port": store.port, "start": _start()}
+    write_whole(file, json.dumps(published) + "\n")
+    return store
+
+
+def _find(place: Place, file: Path, deadline: float, rules: Rendezvous) -> TCPStore:
+    reason = f"{file} never appeared; rank 0 did not start, or the run folder is not shared"
+    while time.monotonic() < deadline:
+        published = _published(file)
+        if published is not None:
+            address, port = published
+            try:
+                return TCPStore(
+                    address, port, place.world_size, is_master=False, wait_for_workers=False,
+                    timeout=timedelta(seconds=_CONNECT_S),
+                )  # fmt: skip
+            except (DistStoreError, RuntimeError) as error:
+                reason = (
+                    f"rank 0 published {address}:{port}, which cannot be reached from {place.host}: {error}"
+                )
+        time.sleep(_POLL_S)
+    raise EngineError(
+        f"rank {place.rank} did not find rank 0 within {rules.timeout_seconds} s: {reason}",
+        "check rendezvous.address, suffix and interface in the site file",
+    )
+
+
+def _published(file: Path) -> tuple[str, int] | None:
+    """Where rank 0 waits, if it has said so in this start of the attempt."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return (content["address"], content["port"]) if content["start"] == _start() else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _wait_for_all(place: Place, store: TCPStore, deadline: float, rules: Rendezvous) -> None:
+    """Rank 0 waits for every rank and tells the others; so only rank 0 must count."""
+    ready = "everybody is here"
+    if place.rank:
+        left = timedelta(seconds=max(1.0, deadline - time.monotonic() + _CONNECT_S))
+        _await(
+            store, [ready], left, f"rank {place.rank} waited {rules.timeout_seconds} s for the others in vain"
+        )
+        return
+    missing = list(range(place.world_size))
+    while missing := [rank for rank in missing if not store.check([f"host/{rank}"])]:
+        if time.monotonic() > deadline:
+            raise EngineError(
+                f"{len(missing)} of {place.world_size} ranks never came within {rules.timeout_seconds} s: "
+                f"{', '.join(map(str, missing[:16]))}{' …' if len(missing) > 16 else ''}",
+                "look at their logs; with transport mpi also check the --mpi= flag of srun",
+            )
+        time.sleep(_POLL_S)
+    store.set(ready, "yes")
+
+
+def _await(store: TCPStore, keys: list[str], limit: timedelta, message: str) -> None:
+    try:
+        store.wait(keys, limit)
+    except (DistStoreError, RuntimeError):
+        raise EngineError(message, "rank 0's log names the ranks that never came") from None
+
+
+def hosts(store: TCPStore, world_size: int) -> list[str]:
+    """The host of every rank, in rank order."""
+    return [store.get(f"host/{rank}").decode() for rank in range(world_size)]

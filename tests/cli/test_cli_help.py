@@ -1,0 +1,77 @@
+"""The command line explains itself, and quickly."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hpcdl.cli.boundary import guarded
+
+VERBS = ("plan", "submit", "list", "status", "logs", "cancel", "resume", "collect", "schema", "site")
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_help_loads_nothing_heavy():
+    """A login node may forbid MPI, and torch takes seconds to import."""
+    heavy = {"torch", "numpy", "mpi4py", "rich", "pydantic", "yaml", "jinja2"}
+    code = "import sys, hpcdl.cli.app; print(*sys.modules)"
+    assert not heavy & set(python(code).split())
+
+
+def test_the_whole_launcher_loads_neither_torch_nor_mpi():
+    code = "import sys, hpcdl.workflow, hpcdl.cli.render; print(*sys.modules)"
+    assert not {"torch", "mpi4py"} & set(python(code).split())
+
+
+def test_help_lists_every_verb(hpcdl):
+    result = hpcdl("--help")
+    assert result.code == 0
+    assert all(f"\n  {verb} " in result.out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(hpcdl, verb):
+    result = hpcdl(verb, "--help")
+    assert result.code == 0
+    assert "Usage" in result.out
+
+
+def test_no_command_shows_help_and_is_a_usage_error(hpcdl):
+    assert hpcdl().code == 2
+
+
+def test_unknown_command_is_a_usage_error(hpcdl):
+    assert hpcdl("plann").code == 2
+
+
+def test_version_is_printed(hpcdl):
+    assert hpcdl("--version").out.startswith("hpcdl ")
+
+
+@pytest.mark.parametrize("kind", ["experiment", "site"])
+def test_schema_is_json_schema(hpcdl, kind):
+    schema = json.loads(hpcdl("schema", kind).out)
+    assert schema["type"] == "object"
+    assert schema["additionalProperties"] is False
+
+
+def test_schema_of_something_else_names_the_known(hpcdl):
+    result = hpcdl("schema", "modle")
+    assert result.code == 2
+    assert "experiment, site" in result.err
+
+
+def test_unexpected_failure_keeps_the_traceback_in_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as ended, guarded():
+        raise RuntimeError("boom")
+    assert ended.value.code == 1
+    message = capsys.readouterr().err
+    assert "unexpected RuntimeError: boom" in message
+    assert "Traceback" not in message
+    (kept,) = (tmp_path / "hpcdl").glob("crash-*.txt")
+    assert "Traceback" in kept.read_text()

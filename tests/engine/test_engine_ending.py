@@ -1,0 +1,70 @@
+"""However a rank ends, it leaves a record that says so, and it does end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpcdl.telemetry import read_exits
+
+START = """
+import sys, time, threading
+from pathlib import Path
+from hpcdl.engine.ending import Ending
+from hpcdl.errors import EngineError
+ending = Ending(Path(sys.argv[1]) / "rank-00003.json", 3)
+ending.watch_sigterm()
+"""
+
+
+def run(folder, work):
+    command = [sys.executable, "-c", START + f"def work():\n    {work}\nending.guard(work)", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "exception"),
+    [
+        ("print('fine')", 0, None),
+        ("raise ValueError('bad value')", 1, "ValueError"),
+        ("raise EngineError('no text', 'give some')", 1, "EngineError"),
+        ("sys.exit(7)", 7, None),
+        ("sys.exit('words')", 1, None),
+        ("raise KeyboardInterrupt", 1, "KeyboardInterrupt"),
+    ],
+)
+def test_every_end_leaves_its_record(tmp_path, work, code, exception):
+    result = run(tmp_path, work)
+    (record,) = read_exits(tmp_path)
+    assert result.returncode == record.exit_code == code
+    assert (record.rank, record.exception) == (3, exception)
+
+
+def test_a_failure_is_told_in_the_log(tmp_path):
+    assert "ValueError: bad value" in run(tmp_path, "raise ValueError('bad value')").stderr
+    told = run(tmp_path, "raise EngineError('no text', 'give some')").stderr
+    assert "error: no text" in told
+    assert "Traceback" not in told
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_the_end(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    assert run(blocker, "sys.exit(7)").returncode == 7
+
+
+def test_sigterm_ends_a_process_whose_main_thread_is_stuck(tmp_path):
+    """A rank inside a collective never returns to the interpreter, so a handler would never run."""
+    stuck = "print('stuck', flush=True); threading.Lock().acquire(); lock = threading.Lock(); lock.acquire(); lock.acquire()"
+    command = [sys.executable, "-c", START + f"def work():\n    {stuck}\nending.guard(work)", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "stuck\n"
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=10) == 143
+    process.stdout.close()
+    (record,) = read_exits(tmp_path)
+    assert (record.exit_code, record.signal) == (143, signal.SIGTERM)

@@ -1,0 +1,119 @@
+"""The state of a run is told by witnesses, and none of them is believed too easily."""
+
+from signal import SIGTERM
+
+import pytest
+
+from hpcdl.runs.record import (
+    Attempt,
+    Evidence,
+    RunState,
+    Sighting,
+    attempts,
+    describe,
+    first_failure,
+    verdict,
+)
+from hpcdl.telemetry import ExitRecord, RunEvent
+
+SUBMITTED = Attempt(1, "7", RunState.RUNNING, submitted=1000.0)
+LATER = 2000.0
+
+
+def ended(rank, code, time=0.0, signal=None, exception=None, reason=None):
+    return ExitRecord(rank, f"n{rank}", time, code, signal, exception, reason)
+
+
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.RUNNING, RunState.UNKNOWN])
+def test_verdict_believes_the_scheduler_while_the_job_lives(state):
+    after = verdict(SUBMITTED, Sighting(state, "Resources"), Evidence(), LATER)
+    assert (after.state, after.reason) == (state, "Resources")
+
+
+def test_verdict_gone_without_a_record_is_lost_not_completed():
+    after = verdict(SUBMITTED, None, Evidence(expected_ranks=2), LATER)
+    assert after.state is RunState.LOST
+    assert "no exit record" in after.reason
+
+
+def test_verdict_just_submitted_and_not_visible_yet_stays_as_it_was():
+    assert verdict(SUBMITTED, None, Evidence(), SUBMITTED.submitted + 1) == SUBMITTED
+
+
+def test_verdict_gone_with_the_scripts_record_says_how_it_ended():
+    assert verdict(SUBMITTED, None, Evidence(0), LATER).state is RunState.COMPLETED
+    failed = verdict(SUBMITTED, None, Evidence(7, [ended(1, 7)], 2), LATER)
+    assert (failed.state, failed.exit_code) == (RunState.FAILED, 7)
+
+
+def test_verdict_reports_the_culprits_code_not_the_launchers():
+    """srun answers 143 after it tore the others down; the rank that began it exited with 7."""
+    evidence = Evidence(
+        143, [ended(0, 143, 2.0, SIGTERM), ended(1, 7, 1.0, exception="ValueError", reason="bad")], 2
+    )
+    after = verdict(SUBMITTED, Sighting(RunState.FAILED, "FAILED", 143), evidence, LATER)
+    assert after.exit_code == 7
+    assert after.reason == "rank 1 on n1: ValueError: bad"
+
+
+def test_verdict_scheduler_says_completed_but_the_script_failed():
+    after = verdict(SUBMITTED, Sighting(RunState.COMPLETED, "", 0), Evidence(3), LATER)
+    assert (after.state, after.exit_code) == (RunState.FAILED, 3)
+
+
+def test_verdict_cancelled_by_the_user_is_not_a_failure():
+    asked = attempts(
+        [
+            RunEvent("submitted", 1.0, 1, {"job_id": "7"}),
+            RunEvent("cancel requested", 2.0, 1),
+        ]
+    )[0]
+    assert verdict(asked, None, Evidence(143), LATER).state is RunState.CANCELLED
+    assert verdict(asked, None, Evidence(), LATER).state is RunState.CANCELLED
+
+
+@pytest.mark.parametrize("state", [RunState.TIMEOUT, RunState.NODE_FAILED, RunState.PREEMPTED])
+def test_verdict_keeps_the_schedulers_word_for_how_it_ended(state):
+    """TIMEOUT may come with exit code 0: the state counts, then the code."""
+    assert verdict(SUBMITTED, Sighting(state, "", 0), Evidence(0), LATER).state is state
+
+
+def test_first_failure_is_the_earliest_in_time_not_the_lowest_rank():
+    evidence = Evidence(1, [ended(0, 1, 5.0), ended(3, 1, 4.0), ended(1, 143, 1.0, SIGTERM)], 4)
+    assert first_failure(evidence).rank == 3
+
+
+def test_first_failure_is_the_rank_without_a_record_if_all_others_were_told_to_end():
+    """kill -9 leaves no time to write; the others get SIGTERM and say so."""
+    evidence = Evidence(137, [ended(0, 143, 2.0, SIGTERM), ended(2, 143, 2.0, SIGTERM)], 3)
+    culprit = first_failure(evidence)
+    assert (culprit.rank, culprit.exit_code) == (1, 137)
+
+
+def test_first_failure_is_not_a_rank_that_lost_its_peer():
+    """The survivor of a kill -9 raises because the connection broke; it is a witness, not the culprit."""
+    evidence = Evidence(137, [ended(0, 1, 2.0, exception="PeerLostError", reason="connection closed")], 2)
+    assert first_failure(evidence).rank == 1
+
+
+def test_first_failure_of_a_clean_run_is_nobody():
+    assert first_failure(Evidence(0, [ended(0, 0), ended(1, 0)], 2)) is None
+
+
+def test_attempts_fold_events_in_order():
+    events = [
+        RunEvent("created", 0.0),
+        RunEvent("submitted", 1.0, 1, {"job_id": "7"}),
+        RunEvent("observed", 2.0, 1, {"state": "failed", "exit_code": 1, "reason": "r"}),
+        RunEvent("submitted", 3.0, 2, {"job_id": "8"}),
+        RunEvent("something new", 4.0, 2, {"x": 1}),
+    ]
+    first, second = attempts(events)
+    assert (first.state, first.exit_code, first.job_id) == (RunState.FAILED, 1, "7")
+    assert (second.state, second.job_id) == (RunState.QUEUED, "8")
+
+
+def test_describe_says_why_in_one_line():
+    assert describe(ended(0, 1, exception="ValueError", reason="bad value")) == "ValueError: bad value"
+    assert describe(ended(0, 137, signal=9)) == "killed by SIGKILL"
+    assert describe(ended(0, 3)) == "exit code 3"

@@ -1,0 +1,203 @@
+"""The main job on this machine: real processes, real files, the command line as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcdl import workflow
+from hpcdl.run_folder import RunFolder
+from hpcdl.runs import metrics, store
+from hpcdl.runs.record import RunState
+
+SPEC = """\
+name: tiny
+model: {family: gpt, layers: 2, hidden: 32, heads: 4, vocab: 256, sequence: 32}
+data: {source: text, path: corpus.txt}
+training: {global_batch: 8, steps: 6, precision: fp32, optimizer: {lr: 1.0e-2}}
+parallelism: {data: 2}
+resources: {gpus: 2, walltime: "00:05:00"}
+"""
+
+
+@pytest.fixture
+def spec(tmp_path):
+    (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+@pytest.fixture
+def hpcdl(tmp_path):
+    """Run ``hpcdl ARGS`` as a process of its own."""
+    environment = os.environ | {"HPCDL_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    environment.pop("HPCDL_SITE", None)
+
+    def call(*args, **options):
+        command = [sys.executable, "-m", "hpcdl", *map(str, args)]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False, **options
+        )
+
+    call.environment = environment
+    return call
+
+
+def folder_of(answer):
+    return RunFolder(Path(json.loads(answer.stdout)["path"]))
+
+
+def losses(folder, rank=0):
+    return [record.loss for record in metrics.steps(folder, rank)]
+
+
+def wait_until(condition, what, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
+        time.sleep(0.1)
+
+
+def test_submit_trains_and_everything_told_of_it_is_true(hpcdl, spec, tmp_path):
+    answer = hpcdl("submit", spec, "--wait", "--json")
+    assert answer.returncode == 0, answer.stderr
+    folder = folder_of(answer)
+    assert folder.experiment.read_text() == SPEC
+    assert losses(folder)[-1] < losses(folder)[0]
+    assert losses(folder, 0) == losses(folder, 1)
+
+    told = json.loads(hpcdl("status", "last", "--json").stdout)
+    assert (told["state"], told["step"], told["steps"]) == ("completed", 6, 6)
+    assert told["first_failure"] is None
+    assert told["attempts"][0]["exit_code"] == 0
+    assert told["last_loss"] == losses(folder)[-1]
+
+    (row,) = json.loads(hpcdl("list", "--json").stdout)
+    assert (row["run"], row["state"]) == (folder.path.name, "completed")
+
+    assert "rank 1 |" in hpcdl("logs", "last").stdout
+    assert "rank 0 |" not in hpcdl("logs", "last", "--rank", "1").stdout
+
+    packed = tmp_path / "r.tar.gz"
+    assert hpcdl("collect", "last", "--output", packed).returncode == 0
+    with tarfile.open(packed) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"resolved.json", "job.sh", "metrics/rank-00001.jsonl", "exits/attempt-1/job.json"} <= names
+
+
+def test_two_ranks_train_the_curve_of_one(hpcdl, spec):
+    two = folder_of(hpcdl("submit", spec, "--wait", "--json"))
+    one = folder_of(hpcdl("submit", spec, "--wait", "--json", "--gpus", "1", "--set", "parallelism.data=1"))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_a_hostile_name_never_reaches_a_shell(hpcdl, spec, tmp_path):
+    name = "it's $(touch pwned) `touch pwned`; touch pwned \"\n touch pwned"
+    spec.write_text(SPEC.replace("name: tiny", f"name: {json.dumps(name)}"))
+    answer = hpcdl("submit", spec, "--wait", "--json", "--set", "training.steps=1", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert not list(tmp_path.rglob("pwned"))
+    assert store.resolved(folder_of(answer)).experiment.name == name
+
+
+def test_ctrl_c_while_following_detaches_and_the_job_goes_on(hpcdl, spec, tmp_path):
+    command = [sys.executable, "-m", "hpcdl", "submit", str(spec), "--follow", "--set", "training.steps=60"]
+    follower = subprocess.Popen(
+        command, env=hpcdl.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    runs = tmp_path / "runs"
+    wait_until(lambda: list(runs.glob("*/metrics/rank-00000.jsonl")), "the first step")
+    follower.send_signal(signal.SIGINT)
+    out, err = follower.communicate(timeout=30)
+    assert "detached" in out, err
+    (folder,) = store.all_runs(runs)
+    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run")
+    assert workflow.snapshot(folder).attempt.state is RunState.COMPLETED
+
+
+def test_cancel_ends_a_run_and_says_cancelled(hpcdl, spec):
+    folder = folder_of(hpcdl("submit", spec, "--json", "--set", "training.steps=100000"))
+    wait_until(lambda: metrics.steps(folder), "the first step")
+    assert hpcdl("cancel", "last").returncode == 0
+    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run", 30)
+    told = json.loads(hpcdl("status", "last", "--json").stdout)
+    assert told["state"] == "cancelled"
+    assert "already over" in hpcdl("cancel", "last").stdout
+
+
+def prepared(spec, tmp_path, *settings):
+    study = workflow.study(workflow.Request(spec, settings=settings))
+    return workflow.prepare(study, tmp_path / "runs")
+
+
+def test_a_rank_that_raises_is_named_and_the_others_are_torn_down(hpcdl, spec, tmp_path):
+    folder = prepared(spec, tmp_path, "training.steps=100000")
+    folder.rank_metrics(1).mkdir()  # rank 1 cannot write its metrics
+    workflow.submit(folder)
+    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run")
+    told = json.loads(hpcdl("status", "last", "--json").stdout)
+    assert told["state"] == "failed"
+    assert told["first_failure"]["rank"] == 1
+    assert "IsADirectoryError" in told["first_failure"]["reason"]
+    assert told["first_failure"]["log"] == str(folder.rank_log(1, 1))
+    assert "IsADirectoryError" in folder.rank_log(1, 1).read_text()
+
+
+def test_follow_of_a_failing_run_shows_the_culprits_last_lines_and_exits_5(hpcdl, spec, tmp_path):
+    (tmp_path / "corpus.txt").write_text("too short")
+    answer = hpcdl("submit", spec, "--follow")
+    assert answer.returncode == 5
+    assert "last lines of" in answer.stderr
+    assert "sequence" in answer.stderr
+
+
+def processes_of(folder, rank):
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes()
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if (
+            b"hpcdl.engine" in command
+            and str(folder.path).encode() in command
+            and b"RANK=%d" % rank in environment
+        ):
+            yield int(entry.name)
+
+
+def test_a_rank_killed_from_outside_is_found_out(hpcdl, spec, tmp_path):
+    """kill -9 leaves the rank no time for a record; its peers' lost connections must not take the blame alone."""
+    folder = prepared(spec, tmp_path, "training.steps=100000")
+    workflow.submit(folder)
+    wait_until(lambda: metrics.steps(folder), "the first step")
+    for pid in processes_of(folder, 1):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run", 40)
+    told = json.loads(hpcdl("status", "last", "--json").stdout)
+    assert told["state"] == "failed"
+    assert told["first_failure"]["rank"] == 1
+    assert told["first_failure"]["signal"] == signal.SIGKILL
+
+
+def test_resume_continues_from_the_newest_checkpoint(hpcdl, spec, tmp_path):
+    answer = hpcdl("submit", spec, "--json", "--set", "training.steps=400", "--set", "checkpoint.every=5")
+    folder = folder_of(answer)
+    wait_until(lambda: list(folder.checkpoints.glob("[0-9]*")), "the first checkpoint")
+    hpcdl("cancel", "last")
+    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run", 30)
+    reached = metrics.steps(folder)[-1].step
+    assert reached < 400
+    assert hpcdl("resume", "last", "--follow").returncode == 0
+    records = metrics.steps(folder)
+    assert [record.step for record in records] == list(range(1, 401))
+    told = json.loads(hpcdl("status", "last", "--json").stdout)
+    assert [attempt["state"] for attempt in told["attempts"]] == ["cancelled", "completed"]
+    assert hpcdl("resume", "last").returncode == 2
