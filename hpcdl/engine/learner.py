@@ -1,0 +1,111 @@
+"""One rank's part of the model, and how one batch changes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hpcdl.engine.data_parallel import Gradients
+from hpcdl.engine.groups import Groups, make_groups
+from hpcdl.engine.models.build import build_stage
+from hpcdl.engine.optim import clip
+from hpcdl.engine.optim.adamw import AdamW
+from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
+from hpcdl.engine.tensor.parameters import Numerics
+from hpcdl.engine.topology import Topology
+from hpcdl.engine.transport.base import Reduction, Transport
+from hpcdl.errors import EngineError
+from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.experiment import Experiment
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step was like, the same on all ranks."""
+
+    loss: float  # mean over the tokens of the whole batch
+    grad_norm: float  # before clipping
+
+
+class Learner:
+    """Stage, gradients and optimizer of one rank.
+
+    Args:
+        experiment: the model and how it is trained.
+        decomposition: how it is spread.
+        transport: the way to the other ranks, all of which build theirs at the same time.
+        device: where this rank computes.
+    """
+
+    def __init__(
+        self, experiment: Experiment, decomposition: Decomposition, transport: Transport, device: torch.device
+    ) -> None:
+        training, model = experiment.training, experiment.model
+        self.topology = Topology(decomposition, transport.rank)
+        self.groups: Groups = make_groups(transport, self.topology, tied=model.tied)
+        numerics = Numerics(_DTYPES[training.precision], device, training.seed)
+        self.stage = build_stage(model, self.topology, self.groups, numerics)
+        self.gradients = Gradients(self.stage.held, self.topology, self.groups, training.bucket_mib)
+        self._optimizer = AdamW(self.gradients.slots, training.optimizer)
+        self._seat = Seat(transport, self.topology, self.groups.team)
+        self._clip = training.optimizer.clip
+        self._loss_scale = 1 / (training.global_batch * model.sequence)
+        self.device = device
+
+    def step(
+        self, step: int, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, learning_rate: float
+    ) -> Outcome:
+        """Train on this rank's share of one batch.
+
+        Raises:
+            EngineError: the loss or the gradient is not a finite number; nothing is updated.
+        """
+        self.gradients.clear()
+        loss = Pass(self._seat, self.stage, self._cut(inputs_BL, targets_BL), self.gradients.arm).run()
+        self.gradients.finish()
+        outcome = self._agree(step, loss)
+        self._optimizer.step(learning_rate, clip.scale(outcome.grad_norm, self._clip))
+        return outcome
+
+    def _cut(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> Batch:
+        """Microbatches of this rank's share."""
+        size = self.topology.decomposition.microbatch
+        inputs_MBL, targets_MBL = (
+            rows_BL.to(self.device).view(-1, size, rows_BL.shape[1]) for rows_BL in (inputs_BL, targets_BL)
+        )
+        return Batch(inputs_MBL, targets_MBL, self._loss_scale)
+
+    def _agree(self, step: int, loss: torch.Tensor) -> Outcome:
+        """Loss and gradient norm of the whole world, in one all-reduce."""
+        spoken = loss.double() if self.topology.reports_loss else torch.zeros_like(loss).double()
+        mine = torch.stack([spoken, clip.squared_norm(self.gradients.slots).to(self.device)])
+        world = mine.clone()
+        self.groups.world.all_reduce(world).wait()
+        total, squared = world.tolist()
+        if not (math.isfinite(total) and math.isfinite(squared)):
+            raise self._not_finite(step, total, healthy=bool(mine.isfinite().all()))
+        return Outcome(total, math.sqrt(squared))
+
+    def _not_finite(self, step: int, loss: float, *, healthy: bool) -> EngineError:
+        """Says on which rank it began; every rank comes here, because every rank saw the sum."""
+        ranks = self.groups.world.size
+        voice = torch.tensor([0.0 if healthy else float(ranks - self.topology.rank)], device=self.device)
+        self.groups.world.all_reduce(voice, Reduction.MAX).wait()
+        what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient norm became infinite"
+        return EngineError(
+            f"{what} in step {step}, first on rank {ranks - int(voice.item())}",
+            "lower training.optimizer.lr, add warmup, or look at the data of that step",
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What must be kept to go on."""
+        return self._optimizer.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self._optimizer.load(state)

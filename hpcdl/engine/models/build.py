@@ -1,0 +1,67 @@
+"""Building the part of the model that one rank computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from hpcdl.engine.groups import Groups
+from hpcdl.engine.models.transformer import Head, Layer
+from hpcdl.engine.tensor.embedding import Embedding
+from hpcdl.engine.tensor.parameters import Factory, Held, Numerics
+from hpcdl.engine.topology import Topology
+from hpcdl.spec.decomposition import stage_layers
+from hpcdl.spec.model import Model
+
+
+class StageModel(nn.Module):
+    """The layers of one pipeline stage, with the embedding on the first and the head on the last.
+
+    ``held`` lists its parameters in the order of execution.
+    """
+
+    def __init__(self, factory: Factory, model: Model) -> None:
+        super().__init__()
+        topology, decomposition = factory.topology, factory.topology.decomposition
+        layers = stage_layers(model.layers, decomposition.pipeline, topology.stage)
+        self.embedding = Embedding(factory, model) if topology.is_first else None
+        self.layers = nn.ModuleList(Layer(factory, index, model) for index in layers)
+        self.head = Head(factory, model, self.embedding) if topology.is_last else None
+        self._through: Callable[[nn.Module, torch.Tensor], torch.Tensor] = (
+            _recomputed if decomposition.recompute == "full" else _kept
+        )
+        self.held: tuple[Held, ...] = tuple(factory.held)
+        self.dtype = factory.numerics.dtype
+        self.width = model.hidden // decomposition.y
+
+    def forward(self, incoming: torch.Tensor, targets_BL: torch.Tensor | None = None) -> torch.Tensor:
+        """From tokens or the stream of the stage before, to the stream for the next or the summed loss.
+
+        Only the last stage looks at the targets.
+        """
+        stream_BLH = incoming if self.embedding is None else self.embedding(incoming)
+        for layer in self.layers:
+            stream_BLH = self._through(layer, stream_BLH)
+        if self.head is None:
+            return stream_BLH
+        loss: torch.Tensor = self.head(stream_BLH, targets_BL)
+        return loss
+
+
+def _kept(layer: nn.Module, stream_BLH: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = layer(stream_BLH)
+    return output
+
+
+def _recomputed(layer: nn.Module, stream_BLH: torch.Tensor) -> torch.Tensor:
+    # Nothing here draws random numbers, so there is no generator state to keep.
+    output: torch.Tensor = checkpoint(layer, stream_BLH, use_reentrant=False, preserve_rng_state=False)
+    return output
+
+
+def build_stage(model: Model, topology: Topology, groups: Groups, numerics: Numerics) -> StageModel:
+    """This rank's stage of ``model``, with its initial values."""
+    return StageModel(Factory(topology, groups, numerics), model)

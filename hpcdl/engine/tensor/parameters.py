@@ -1,0 +1,78 @@
+"""Making this rank's part of every parameter, and remembering what it is a part of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hpcdl.engine.groups import Groups
+from hpcdl.engine.tensor.initial import normal_shard
+from hpcdl.engine.tensor.sharding import Sharding
+from hpcdl.engine.topology import Topology
+
+
+@dataclass(frozen=True)
+class Held:
+    """One parameter as this rank holds it."""
+
+    name: str
+    parameter: nn.Parameter
+    sharding: Sharding
+    shared: bool  # also held by the other end of the pipeline: a tied embedding
+
+    @property
+    def decay(self) -> bool:
+        """Whether weight decay applies: to matrices only."""
+        return len(self.sharding.shape) == 2
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """In what type, where, and from which seed parameters are made."""
+
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+
+
+class Factory:
+    """Makes parameters for one rank; ``held`` lists them in the order they were asked for.
+
+    That order is the order of execution, which the gradient buckets rely on.
+    """
+
+    def __init__(self, topology: Topology, groups: Groups, numerics: Numerics) -> None:
+        self.topology = topology
+        self.groups = groups
+        self.numerics = numerics
+        self.held: list[Held] = []
+
+    def matrix(
+        self, name: str, shape: tuple[int, int], axes: tuple[str, str], std: float, *, shared: bool = False
+    ) -> nn.Parameter:
+        """A matrix of Algorithm 1: its block over two axes, flattened, cut over z; normal values."""
+        sharding = Sharding(shape, axes, flat=True)
+        return self._hold(name, self._normal(name, sharding, std), sharding, shared=shared)
+
+    def table(self, name: str, shape: tuple[int, int], axis: str, std: float) -> nn.Parameter:
+        """A matrix whose columns are cut over ``axis`` and whose block every z rank holds whole."""
+        sharding = Sharding(shape, (None, axis), flat=False)
+        values = self._normal(name, sharding, std).view(sharding.block_shape(self.topology))
+        return self._hold(name, values, sharding)
+
+    def vector(self, name: str, size: int, axis: str, value: float) -> nn.Parameter:
+        """A vector cut over ``axis``, filled with ``value``."""
+        sharding = Sharding((size,), (axis,), flat=False)
+        return self._hold(name, torch.full(sharding.block_shape(self.topology), value), sharding)
+
+    def _normal(self, name: str, sharding: Sharding, std: float) -> torch.Tensor:
+        return normal_shard(self.numerics.seed, name, std, sharding, self.topology)
+
+    def _hold(
+        self, name: str, values: torch.Tensor, sharding: Sharding, *, shared: bool = False
+    ) -> nn.Parameter:
+        parameter = nn.Parameter(values.to(self.numerics.device, self.numerics.dtype))
+        self.held.append(Held(name, parameter, sharding, shared))
+        return parameter

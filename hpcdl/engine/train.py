@@ -1,0 +1,169 @@
+"""Training: open the door to the other ranks, then step by step to the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hpcdl.engine.checkpoint.sharded import Checkpoints
+from hpcdl.engine.data.loader import Batches
+from hpcdl.engine.learner import Learner, Outcome
+from hpcdl.engine.metrics import Recorder
+from hpcdl.engine.optim.schedule import learning_rate
+from hpcdl.engine.ranks import Place
+from hpcdl.engine.rendezvous import meet
+from hpcdl.engine.transport.base import Transport
+from hpcdl.engine.transport.dist import DistTransport
+from hpcdl.errors import EngineError
+from hpcdl.run_folder import RunFolder
+from hpcdl.spec.experiment import ResolvedRun
+from hpcdl.telemetry import StepRecord
+
+
+def train(run: ResolvedRun, folder: RunFolder, attempt: int, place: Place) -> None:
+    """Train from the newest checkpoint, or from the start, to the last step."""
+    device = claim_device(run, place)
+    transport = open_transport(run, folder, attempt, place)
+    recorder = Recorder(folder, attempt, place)
+    Training(run, folder, transport, recorder, device).run(place)
+    transport.barrier()
+    transport.close()
+
+
+def claim_device(run: ResolvedRun, place: Place) -> torch.device:
+    """The device this rank computes on, and as many threads as the layout gives it cores."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(run.layout.cores_per_rank)
+    if run.device == "cpu":
+        return torch.device("cpu")
+    index = 0 if run.device_per_rank else place.local_rank
+    if index >= torch.cuda.device_count():
+        raise EngineError(
+            f"rank {place.rank} needs CUDA device {index} on {place.host}, but torch sees "
+            f"{torch.cuda.device_count()}",
+            "check gpus per node and device_per_rank in the site file, and that torch is a CUDA build",
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def open_transport(run: ResolvedRun, folder: RunFolder, attempt: int, place: Place) -> Transport:
+    """The door to the other ranks, as the experiment asks for it."""
+    if run.experiment.communication.transport == "mpi":
+        return _open_mpi(run, place)
+    store = meet(place, run.rendezvous, folder.rendezvous(attempt))
+    return DistTransport(store, place.rank, place.world_size, torch.device(run.device))
+
+
+def _open_mpi(run: ResolvedRun, place: Place) -> Transport:
+    if run.device != "cpu":
+        raise EngineError(
+            f"transport mpi carries CPU tensors only, but this run computes on {run.device}",
+            "set communication.transport: dist",
+        )
+    # Importing mpi4py.MPI initialises MPI, which a run over torch.distributed must not do.
+    from hpcdl.engine.transport.mpi import MpiTransport
+
+    transport = MpiTransport()
+    if (transport.rank, transport.ranks) != (place.rank, place.world_size):
+        raise EngineError(
+            f"MPI says rank {transport.rank} of {transport.ranks}, the launcher says rank {place.rank} of "
+            f"{place.world_size}",
+            "the launcher and the MPI library do not speak to each other: check the --mpi= flag of srun",
+        )
+    return transport
+
+
+@dataclass
+class _Progress:
+    """How far training has come."""
+
+    step: int = 0
+    loss: float = float("nan")
+
+
+class Training:
+    """The loop of one rank."""
+
+    def __init__(
+        self,
+        run: ResolvedRun,
+        folder: RunFolder,
+        transport: Transport,
+        recorder: Recorder,
+        device: torch.device,
+    ) -> None:
+        self._experiment = run.experiment
+        self._settings = run.experiment.training
+        self._transport = transport
+        self._recorder = recorder
+        model = run.experiment.model
+        self._batches = Batches(run.experiment.data, self._settings, model.sequence)
+        self._learner = Learner(run.experiment, run.decomposition, transport, device)
+        self._tokens = self._settings.global_batch * model.sequence
+        self._checkpoints = Checkpoints(
+            folder.checkpoints, run.decomposition, transport.rank, run.experiment.checkpoint.keep
+        )
+        self._progress = _Progress()
+
+    def run(self, place: Place) -> None:
+        """Every step that is left."""
+        self._restore()
+        self._announce(place)
+        steps = self._settings.steps
+        for step in range(self._progress.step + 1, steps + 1):
+            self._step(step)
+            every = self._experiment.checkpoint.every
+            if every and (step % every == 0 or step == steps):
+                self._save()
+        self._recorder.event("finished", step=self._progress.step, loss=self._progress.loss)
+
+    def _step(self, step: int) -> None:
+        start = time.perf_counter()
+        topology = self._learner.topology
+        rows = self._batches.rows(step, topology.batch_shard, topology.decomposition.batch_shards)
+        rate = learning_rate(self._settings.optimizer, step, self._settings.steps)
+        outcome = self._learner.step(step, *rows, rate)
+        self._progress = _Progress(step, outcome.loss)
+        self._record(outcome, rate, time.perf_counter() - start)
+
+    def _record(self, outcome: Outcome, rate: float, seconds: float) -> None:
+        self._recorder.step(
+            StepRecord(
+                step=self._progress.step,
+                loss=outcome.loss,
+                tokens=self._tokens,
+                step_seconds=seconds,
+                tokens_per_second=self._tokens / seconds,
+                grad_norm=outcome.grad_norm,
+                learning_rate=rate,
+                time=time.time(),
+            )
+        )
+
+    def _announce(self, place: Place) -> None:
+        first_of_host = torch.tensor([float(place.local_rank == 0)], device=self._learner.device)
+        self._learner.groups.world.all_reduce(first_of_host).wait()
+        self._recorder.event(
+            "started",
+            ranks=place.world_size,
+            hosts=int(first_of_host.item()),
+            parameters=self._experiment.model.parameters,
+            steps=self._settings.steps,
+        )
+
+    def _save(self) -> None:
+        progress = self._progress
+        state = {"loss": progress.loss, "optimizer": self._learner.state()}
+        self._checkpoints.save(progress.step, state, self._transport.barrier)
+        self._recorder.event("checkpoint", step=progress.step)
+
+    def _restore(self) -> None:
+        found = self._checkpoints.newest()
+        if found is not None:
+            step, state = found
+            self._learner.load(state["optimizer"])
+            self._progress = _Progress(step, state["loss"])

@@ -1,0 +1,152 @@
+"""torch.distributed: Gloo for CPU tensors, NCCL for CUDA tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+
+from hpcdl.engine.transport.base import Group, Handle, Reduction
+
+_REDUCTIONS = {Reduction.SUM: dist.ReduceOp.SUM, Reduction.MAX: dist.ReduceOp.MAX}
+_POLL_SECONDS = 50e-6
+
+
+class _Work:
+    """A torch work object; ``watch`` lets a thread wait for it so that several can be raced."""
+
+    def __init__(self, work: Any) -> None:
+        self.work = work
+        self._watched: Future[Any] | None = None
+        self._finished = False
+
+    def watch(self, threads: ThreadPoolExecutor) -> Future[Any]:
+        if self._watched is None:
+            self._watched = threads.submit(self.work.wait)
+        return self._watched
+
+    def wait(self) -> None:
+        if self._finished:
+            return
+        if self._watched is None:
+            self.work.wait()
+        else:
+            self._watched.result()
+        self._finished = True
+
+
+class DistTransport:
+    """One rank's door to a torch.distributed world.
+
+    Args:
+        store: where the ranks met.
+        rank: this rank.
+        ranks: world size.
+        device: CPU means Gloo, CUDA means NCCL.
+    """
+
+    def __init__(self, store: Store, rank: int, ranks: int, device: torch.device) -> None:
+        self.rank = rank
+        self._cuda = device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if self._cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=ranks,
+            device_id=device if self._cuda else None,
+        )
+        self._groups: dict[tuple[int, ...], Group] = {tuple(range(ranks)): self._everyone(ranks)}
+        self._lanes: dict[tuple[int, int], Any] = {}
+        # Polling a Gloo receive never reports it finished, but a wait returns at once; so two
+        # receives are raced by two waiting threads, one a direction.
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="receive")
+
+    @staticmethod
+    def _everyone(ranks: int) -> Group:
+        return Group(tuple(range(ranks)), dist.group.WORLD)
+
+    def group(self, ranks: tuple[int, ...]) -> Group:
+        """The group of ``ranks``; only its members take part in making it."""
+        if ranks not in self._groups:
+            channel = dist.new_group(list(ranks), use_local_synchronization=True)
+            self._groups[ranks] = Group(ranks, channel)
+        return self._groups[ranks]
+
+    def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
+        """Reduce ``tensor`` in place over ``group``."""
+        return _Work(dist.all_reduce(tensor, _REDUCTIONS[reduction], group.channel, async_op=True))
+
+    def all_gather(self, whole: torch.Tensor, shard: torch.Tensor, group: Group) -> Handle:
+        """Fill the flat ``whole`` with every rank's flat ``shard``."""
+        return _Work(dist.all_gather_into_tensor(whole, shard, group.channel, async_op=True))
+
+    def reduce_scatter(self, shard: torch.Tensor, whole: torch.Tensor, group: Group) -> Handle:
+        """Sum the flat ``whole`` over ``group`` and keep this rank's part in ``shard``."""
+        return _Work(dist.reduce_scatter_tensor(shard, whole, group=group.channel, async_op=True))
+
+    def broadcast(self, tensor: torch.Tensor, group: Group) -> Handle:
+        """Copy ``tensor`` of the group's first rank to all others."""
+        return _Work(dist.broadcast(tensor, group.ranks[0], group.channel, async_op=True))
+
+    def barrier(self) -> None:
+        """Return when every rank of the run has come here."""
+        dist.barrier()
+
+    def _lane(self, source: int, target: int) -> Any:
+        """Where messages from ``source`` to ``target`` go.
+
+        NCCL runs what two ranks say to each other in one order on one stream, so a posted receive
+        would block the send behind it: each direction gets a communicator of its own.
+        """
+        if not self._cuda:
+            return dist.group.WORLD
+        low, high = sorted((source, target))
+        for pair in ((low, high), (high, low)):
+            if pair not in self._lanes:
+                self._lanes[pair] = dist.new_group([low, high], use_local_synchronization=True)
+        return self._lanes[source, target]
+
+    def send(self, tensor: torch.Tensor, peer: int, tag: int) -> Handle:
+        """Send ``tensor`` to rank ``peer``."""
+        return _Work(dist.isend(tensor, peer, group=self._lane(self.rank, peer), tag=tag))
+
+    def receive(self, buffer: torch.Tensor, peer: int, tag: int) -> Handle:
+        """Receive what ``peer`` sends with ``tag`` into ``buffer``."""
+        return _Work(dist.irecv(buffer, peer, group=self._lane(peer, self.rank), tag=tag))
+
+    def first(self, receives: Sequence[Handle]) -> int:
+        """Wait until one of the posted ``receives`` is finished, and say which."""
+        works = [receive for receive in receives if isinstance(receive, _Work)]
+        if len(works) == 1:
+            works[0].wait()
+            return 0
+        return self._poll(works) if self._cuda else self._race(works)
+
+    def _race(self, works: list[_Work]) -> int:
+        futures = [work.watch(self._threads) for work in works]
+        finished, _ = wait(futures, return_when=FIRST_COMPLETED)
+        index = next(i for i, future in enumerate(futures) if future in finished)
+        works[index].wait()
+        return index
+
+    def _poll(self, works: list[_Work]) -> int:
+        # An NCCL wait only orders streams; is_completed asks the device.
+        while True:
+            for index, work in enumerate(works):
+                if work.work.is_completed():
+                    work.wait()
+                    return index
+            time.sleep(_POLL_SECONDS)
+
+    def close(self) -> None:
+        """Leave the run."""
+        self._threads.shutdown(wait=False)
+        # A group that outlives the interpreter may abort the process in its destructor.
+        self._groups.clear()
+        self._lanes.clear()
+        dist.destroy_process_group()
