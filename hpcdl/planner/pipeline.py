@@ -46,7 +46,7 @@ class Pipeline:
         return seconds
 
     def crowded_seconds(self, crowding: float) -> Floats:
-        """The least a pipeline takes when ``crowding`` ranks want each core: its work over its share of cores.
+        """The least a pipeline takes when ``crowding`` ranks want each core: its work over its cores.
 
         A waiting rank lends its core, so bubbles cost nothing, except at both ends, where fewer stages have
         work than the pipeline has cores: of c cores 1, 2, … c-1 are busy for a microbatch each, which loses
