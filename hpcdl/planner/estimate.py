@@ -29,7 +29,7 @@ FORMULAS = {
     "weights z": "m · (2 gathers and 1 scatter) over z, each (z-1)/z·P/(x·y)·bytes/bandwidth",
     "pipeline bubble": "sum of all stages' times for a microbatch, less the busiest stage's",
     "pipeline messages": "2·(p-1)·(latency + tokens·h/y·bytes/bandwidth), more where the round trip paces",
-    "shared cores": "waiting for a core: ranks/cores · mean work - what the bubble already leaves free",
+    "shared cores": "waiting for a core: the work of all ranks / cores, less the time already counted",
     "gradient reduction": "fp32 all-reduce over data less overlap · last backward; at least one bucket",
     "tied embedding": "all-reduce of V·h/(x·y·z) fp32 gradients between the first and the last stage",
     "world all-reduce": "loss and gradient norm: 2·log2(ranks)·latency",
@@ -91,15 +91,21 @@ def step_tree(case: Case, c: Candidates) -> Term:
     free = Pipeline(
         pipeline.stages, pipeline.microbatches, pipeline.busiest, pipeline.total, 0 * pipeline.hop
     )
-    work = pipeline.microbatches * pipeline.total / pipeline.stages
     return Term.total(
         "step",
         within,
         Term("pipeline bubble", free.seconds - within.value),
         Term("pipeline messages", pipeline.seconds - free.seconds),
-        Term("shared cores", np.maximum(0, case.crowding * work - pipeline.seconds)),
+        Term("shared cores", _waiting(case, pipeline)),
         *_after_backward(case, fabric, stage.backward),
     )
+
+
+def _waiting(case: Case, pipeline: Pipeline) -> Floats:
+    """What ranks that share cores take beyond ranks that have their own."""
+    if case.crowding == 1:
+        return 0 * pipeline.seconds
+    return np.maximum(0, pipeline.crowded_seconds(case.crowding) - pipeline.seconds)
 
 
 @dataclass(frozen=True)

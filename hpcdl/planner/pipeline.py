@@ -45,6 +45,18 @@ class Pipeline:
         seconds: Floats = trip + (self.microbatches - 1) * self.busiest + waits * pause
         return seconds
 
+    def crowded_seconds(self, crowding: float) -> Floats:
+        """The least a pipeline takes when ``crowding`` ranks want each core: its work over its cores.
+
+        A waiting rank lends its core, so bubbles cost nothing, except at both ends, where fewer stages have
+        work than the pipeline has cores: of c cores 1, 2, … c-1 are busy for a microbatch each, which loses
+        (c-1)/2 microbatches. Messages count as work: cores copy them.
+        """
+        cores = self.stages / crowding
+        work = self.microbatches * (self.total + 2 * (self.stages - 1) * self.hop)
+        seconds: Floats = work / cores + np.maximum(0, cores - 1) / 2 * self.total / self.stages
+        return seconds
+
 
 @dataclass
 class _Clock:

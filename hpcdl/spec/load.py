@@ -86,7 +86,7 @@ def override(document: Document, settings: Sequence[str]) -> None:
             )
         source = f"--set {setting}"
         value = parse(text, source)
-        _put(document.content, keys, value.content if text.strip() else None, source)
+        _put(document, keys, value.content if text.strip() else None, source)
         for location in [place for place in document.places if place[: len(keys)] == tuple(keys)]:
             del document.places[location]
         document.places[tuple(keys)] = source
@@ -147,7 +147,8 @@ def _scalar(node: yaml.Node) -> Any:
     return text
 
 
-def _put(content: Any, keys: Sequence[str], value: Any, source: str) -> None:
+def _put(document: Document, keys: Sequence[str], value: Any, source: str) -> None:
+    content = document.content
     for depth, key in enumerate(keys[:-1]):
         if not isinstance(content, dict):
             raise UsageError(
@@ -155,6 +156,7 @@ def _put(content: Any, keys: Sequence[str], value: Any, source: str) -> None:
             )
         if not isinstance(content.get(key), dict):
             content[key] = {}
+            document.places[tuple(keys[: depth + 1])] = source
         content = content[key]
     if not isinstance(content, dict):
         raise UsageError(f"{source}: {'.'.join(keys[:-1])} is a plain value, there is nothing below it")

@@ -1,0 +1,73 @@
+"""Step times that others measured, against the estimate with the shipped A100 profile."""
+
+import numpy as np
+
+from hpcdl.planner.case import Case
+from hpcdl.planner.estimate import step_tree
+from hpcdl.planner.space import Candidates
+from hpcdl.sites.profile import default_profile
+from hpcdl.sites.site import Device, Links, Network, NodeType
+from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.job import Layout
+from hpcdl.spec.model import Model
+from hpcdl.spec.training import Training
+
+DEVICE = Device(
+    kind="gpu",
+    model="NVIDIA A100-SXM4-80GB",
+    memory="80GiB",
+    memory_bandwidth=2039,
+    peak_tflops={"bf16": 312},
+)
+# Selene: DGX A100, NVSwitch, eight 200 Gb/s HDR adapters a node.
+SELENE = NodeType(
+    device=DEVICE,
+    devices=8,
+    cores=128,
+    host_memory="1TB",
+    links=Links(intra_node=300, nics=8, nic_bandwidth=25),
+)
+# Narayanan et al., SC'21 (arXiv 2104.04473), table 1: layers, hidden, heads, tensor, pipeline, data, microbatch,
+# chunks a stage, batch, seconds a step (from the printed TFLOP/s). fp16, full recompute, attention not fused.
+MEGATRON_TABLE_1 = [
+    (24, 2304, 24, 1, 1, 32, 16, 1, 512, 3.52802),
+    (30, 3072, 32, 2, 1, 32, 16, 1, 512, 3.69741),
+    (36, 4096, 32, 4, 1, 32, 16, 1, 512, 3.69633),
+    (40, 6144, 48, 8, 1, 32, 8, 1, 1024, 9.3993),
+    (48, 8192, 64, 8, 2, 32, 4, 1, 1536, 14.4535),
+    (60, 10240, 80, 8, 4, 32, 2, 3, 1792, 16.0578),
+    (80, 12288, 96, 8, 8, 24, 2, 2, 2304, 24.8174),
+    (96, 16384, 128, 8, 16, 15, 1, 2, 2160, 37.6143),
+    (105, 20480, 128, 8, 35, 9, 1, 3, 2520, 54.085),
+    (128, 25600, 160, 8, 64, 6, 1, 1, 3072, 102.63),
+]
+
+
+def estimated(row):
+    layers, hidden, heads, x, pipeline, data, microbatch, _, batch, _ = row
+    model = Model(layers=layers, hidden=hidden, heads=heads, vocab=51200, sequence=2048)
+    d = Decomposition(data=data, pipeline=pipeline, x=x, microbatch=microbatch, recompute="full")
+    layout = Layout(nodes=d.ranks // 8, ranks_per_node=8, cores_per_rank=16)
+    # vTrain's fit of the same software: unfused attention passes 8.7 times over the score square.
+    profile = default_profile(DEVICE).model_copy(update={"score_passes": 8.7})
+    case = Case(model, Training(global_batch=batch), SELENE, Network(), layout, profile)
+    return float(step_tree(case, Candidates.of(d)).value[0])
+
+
+def errors(rows):
+    return np.array([estimated(row) / row[-1] - 1 for row in rows])
+
+
+def test_step_times_of_megatron_table_1_are_met_within_eight_percent_on_average():
+    """Nothing in the profile was fitted to this table; seen: mean 4.9 %, worst 9.6 %."""
+    error = np.abs(errors(MEGATRON_TABLE_1))
+    assert error.mean() < 0.08
+    assert error.max() < 0.12
+
+
+def test_step_times_keep_the_order_of_the_measured_ones():
+    """Of any two rows that were measured more than a tenth apart."""
+    for slow in MEGATRON_TABLE_1:
+        for fast in MEGATRON_TABLE_1:
+            if slow[-1] > 1.1 * fast[-1]:
+                assert estimated(slow) > estimated(fast)

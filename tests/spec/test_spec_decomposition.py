@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcdl.planner.space import Candidates
+from hpcdl.spec.decomposition import (
+    AXES,
+    ENGINE_RULES,
+    RULES,
+    Coordinate,
+    Decomposition,
+    stage_layers,
+    violations,
+)
+from hpcdl.spec.model import Model
+
+degrees = st.builds(Decomposition, **{axis: st.integers(1, 4) for axis in AXES})
+MODEL = Model(family="llama", layers=6, hidden=96, heads=12, kv_heads=4, ffn=160, vocab=300, sequence=16)
+
+
+@settings(deadline=None)
+@given(degrees)
+def test_rank_and_coordinate_are_inverse(d):
+    coordinates = [d.coordinate(rank) for rank in range(d.ranks)]
+    assert [d.rank(coordinate) for coordinate in coordinates] == list(range(d.ranks))
+    assert len(set(coordinates)) == d.ranks
+
+
+@settings(deadline=None)
+@given(degrees, st.sets(st.sampled_from(AXES)))
+def test_groups_along_any_axes_partition_the_ranks(d, axes):
+    groups = {d.group(rank, *axes) for rank in range(d.ranks)}
+    assert sorted(rank for group in groups for rank in group) == list(range(d.ranks))
+    assert all(rank in d.group(rank, *axes) for rank in range(d.ranks))
+    assert {len(group) for group in groups} == {int(np.prod([getattr(d, axis) for axis in axes]))}
+
+
+def test_x_varies_fastest_and_pipeline_slowest():
+    d = Decomposition(data=2, pipeline=2, x=2, y=2, z=2)
+    assert d.coordinate(1) == Coordinate(x=1, y=0, z=0, data=0, pipeline=0)
+    assert d.group(0, "pipeline") == (0, 16)
+
+
+@pytest.mark.parametrize("rank", [-1, 8])
+def test_a_rank_outside_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank {rank} does not exist among 8"):
+        Decomposition(data=8).coordinate(rank)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            Decomposition,
+            **{axis: st.integers(1, 6) for axis in (*AXES, "microbatch")},
+            recompute=st.sampled_from(["none", "full"]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    st.integers(1, 100),
+)
+def test_rules_judge_many_as_they_judge_one(many, batch):
+    columns = {axis: np.array([getattr(d, axis) for d in many]) for axis in (*AXES, "microbatch")}
+    candidates = Candidates(**columns, full_recompute=np.array([d.recompute == "full" for d in many]))
+    for rule in (*RULES, *ENGINE_RULES):
+        together = np.broadcast_to(rule.holds(candidates, MODEL, batch), (len(many),))
+        assert together.tolist() == [bool(rule.holds(d, MODEL, batch)) for d in many]
+
+
+def test_a_violation_names_its_values():
+    broken = list(violations(Decomposition(data=3, x=3, pipeline=7, interleave=2), MODEL, 32))
+    assert "global_batch 32 is not divisible by data 3 × z 1 × microbatch 1" in broken
+    assert "kv_heads 4 is not divisible by x 3" in broken
+    assert "pipeline 7 × interleave 2 needs more layers than the model's 6" in broken
+    assert any("interleave 2: the bundled engine" in line for line in broken)
+
+
+@pytest.mark.parametrize(
+    "change", [{"interleave": 2}, {"zero": 1}, {"offload": "optimizer"}, {"recompute": "selective"}]
+)
+def test_what_the_engine_does_not_run_is_refused(change):
+    assert any("bundled engine" in line for line in violations(Decomposition(**change), MODEL, 8))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.data())
+def test_stages_share_the_layers_and_the_last_gets_no_remainder(layers, data):
+    stages = data.draw(st.integers(1, layers))
+    ranges = [stage_layers(layers, stages, stage) for stage in range(stages)]
+    assert [layer for one in ranges for layer in one] == list(range(layers))
+    assert len(ranges[-1]) == layers // stages
+
+
+def test_a_decomposition_is_said_by_its_axes():
+    assert str(Decomposition(data=2, pipeline=2)) == "data 2 × pipeline 2"
+    assert str(Decomposition()) == "one rank"
+
+
+def test_microbatches_count_what_one_pipeline_runs():
+    assert Decomposition(data=2, z=3, microbatch=4).microbatches(96) == 4
