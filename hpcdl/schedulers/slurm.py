@@ -24,7 +24,8 @@ from hpcdl.units import format_walltime, parse_walltime
 TEMPLATE = "slurm.sh.j2"
 
 _STATES = {
-    JobState.QUEUED: "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT POWER_UP_NODE",
+    JobState.QUEUED: "PENDING CONFIGURING POWER_UP_NODE REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD"
+    " SPECIAL_EXIT",
     JobState.RUNNING: "RUNNING COMPLETING SUSPENDED STOPPED RESIZING SIGNALING STAGE_OUT",
     JobState.COMPLETED: "COMPLETED",
     JobState.FAILED: "FAILED LAUNCH_FAILED RECONFIG_FAIL",
@@ -138,7 +139,7 @@ def report(word: str, reason: str = "", code: str = "") -> Report:
     An exit code is only reported where the job itself chose it: a job that ran into its limit may well
     show 0:0.
     """
-    state = _STATE_OF.get(word.split(" ")[0].rstrip("+"), JobState.UNKNOWN)
+    state = _STATE_OF.get(word.partition(" ")[0].rstrip("+"), JobState.UNKNOWN)
     words = word if reason in _NO_REASONS else f"{word} ({reason})"
     exit_code, signal = (int(part) for part in code.split(":")) if re.fullmatch(r"\d+:\d+", code) else (0, 0)
     chosen = state is JobState.COMPLETED or exit_code != 0
