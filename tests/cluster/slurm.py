@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 CPUS = 8
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
@@ -107,7 +108,7 @@ class SlurmCluster:
         self.site = self.folder / "cluster.yaml"
         self._daemons: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> SlurmCluster:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -260,13 +261,16 @@ def main() -> None:
     if reason := missing():
         sys.exit(f"no cluster here: {reason}")
     with SlurmCluster(given.folder, given.nodes, given.gpus, given.min_job_age) as cluster:
-        print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}")
-        print(f"# hpcdl submit EXP --site {cluster.site}")
-        print("# Ctrl-C ends it", flush=True)
+        sys.stdout.write(
+            f"export SLURM_CONF={cluster.env['SLURM_CONF']}\n"
+            f"# hpcdl submit EXP --site {cluster.site}\n"
+            f"# Ctrl-C ends it\n"
+        )
+        sys.stdout.flush()
         try:
             signal.pause()
         except KeyboardInterrupt:
-            print("stopping")
+            sys.stdout.write("stopping\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +66,10 @@ def test_job_that_succeeds_is_completed_with_its_record(machine, tmp_path):
     job_id, folder = start(tmp_path, machine, "echo hello from $SLURM_PROCID", nodes=2)
     assert end_of(job_id) == Report(JobState.COMPLETED, "COMPLETED", 0)
     assert json.loads(folder.job_exit(1).read_text()) == {"exit_code": 0}
-    assert sorted(folder.job_log(1).read_text().split("\n")) == ["", *(f"{n}: hello from {n}" for n in range(4))]
+    assert sorted(folder.job_log(1).read_text().split("\n")) == [
+        "",
+        *(f"{n}: hello from {n}" for n in range(4)),
+    ]
 
 
 def test_job_that_fails_keeps_its_exit_code(machine, tmp_path):
@@ -125,10 +130,10 @@ def test_cancelling_a_job_that_is_over_is_no_error(machine, tmp_path):
         slurm.cancelled(shell.run(slurm.cancel(gone)))
 
 
-def test_refused_job_gives_sbatchs_own_words(machine, tmp_path):
+def test_refused_job_gives_sbatchs_own_words(slurm_cluster, tmp_path):
     folder = prepared(tmp_path / "run")
-    with pytest.raises(SchedulerError, match="Requested node configuration is not available"):
-        submit(job(folder.path, machine.model_copy(update={"name": "larger"}), nodes=64))
+    with pytest.raises(SchedulerError, match="invalid partition specified: nosuch"):
+        submit(job(folder.path, site(partitions={"batch": {"name": "nosuch"}})))
 
 
 def test_controller_that_is_away_is_an_error_and_no_end(machine, monkeypatch, tmp_path, slurm_cluster):
@@ -140,7 +145,7 @@ def test_controller_that_is_away_is_an_error_and_no_end(machine, monkeypatch, tm
     (tmp_path / "gres.conf").touch()
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     for query in slurm.QUERIES[:2]:
-        with pytest.raises(SchedulerError, match="(?i)slurm does not answer: .*controller"):
+        with pytest.raises(SchedulerError, match=r"(?i)slurm does not answer: .*controller"):
             query.parse(shell.run(query.command(["1"])))
 
 
@@ -155,7 +160,7 @@ def test_one_device_per_task_gives_each_rank_its_own(slurm_cluster, tmp_path):
     machine = site(launch={"gpu_visibility": "one_per_task"})
     job_id, folder = start(tmp_path, machine, "echo $CUDA_VISIBLE_DEVICES", ranks_per_node=4)
     assert end_of(job_id).state is JobState.COMPLETED
-    assert sorted(folder.job_log(1).read_text().split()) == sorted("0: 0 1: 1 2: 2 3: 3".split())
+    assert sorted(folder.job_log(1).read_text().splitlines()) == [f"{rank}: {rank}" for rank in range(4)]
 
 
 @pytest.mark.parametrize("visibility", ["all", "one_per_task"])
@@ -187,4 +192,41 @@ def test_hostile_text_arrives_in_every_rank_and_nothing_of_it_runs(machine, tmp_
 
 
 def test_mpi_ranks_find_each_other_under_srun(machine, tmp_path):
-    """srun --mpi as the site says starts one MPI world, not worlds of one."""
+    """The site's --mpi starts one MPI world of all ranks, not a world of one a rank."""
+    pytest.importorskip("mpi4py")
+    program = "from mpi4py import MPI; w = MPI.COMM_WORLD; print(w.allreduce(w.rank), w.size, flush=True)"
+    body = f"exec {sys.executable} -c '{program}'"
+    job_id, folder = start(tmp_path, machine, body, nodes=2, transport="mpi")
+    assert end_of(job_id).state is JobState.COMPLETED, folder.job_log(1).read_text()
+    assert sorted(folder.job_log(1).read_text().splitlines()) == [f"{rank}: 6 4" for rank in range(4)]
+
+
+def test_job_that_makes_way_for_an_urgent_one_is_preempted(machine, tmp_path):
+    """Not requeued, as the site's policy says: hpcdl itself decides about another attempt."""
+    job_id, _ = start(tmp_path, machine, "sleep 60", nodes=4, ranks_per_node=4)
+    wait_for(job_id, lambda seen: seen.state is JobState.RUNNING)
+    urgent = submit(
+        job(prepared(tmp_path / "urgent").path, machine, nodes=4, queue="urgent", python="/bin/true")
+    )
+    assert end_of(job_id).state is JobState.PREEMPTED
+    assert end_of(urgent).state is JobState.COMPLETED
+
+
+def test_job_whose_node_is_lost_says_so(machine, tmp_path, slurm_cluster):
+    job_id, _ = start(tmp_path, machine, "sleep 60", nodes=2)
+    wait_for(job_id, lambda seen: seen.state is JobState.RUNNING)
+    slurm_cluster.run("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+    try:
+        assert end_of(job_id).state is JobState.NODE_FAILED
+    finally:
+        slurm_cluster.run("scontrol", "update", "nodename=n1", "state=resume")
+
+
+def test_two_clusters_run_at_once_and_leave_nothing_behind(slurm_cluster):
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        with SlurmCluster(Path(folder), nodes=1, gpus=2) as other:
+            pids = [daemon.pid for daemon in other._daemons]
+            assert other.run("srun", "--gpus=2", "true").returncode == 0
+            assert len(other.run("sinfo", "-h", "-N").stdout.split("\n")) == 3
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert slurm_cluster.run("scontrol", "ping").returncode == 0

@@ -109,12 +109,12 @@ def bash(script: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-HOSTILE_NAME = "a run's \"folder\" $(touch pwned) `touch pwned2`; #%j & ünï\\code"
+HOSTILE_NAME = 'a run\'s "folder" $(touch pwned) `touch pwned2`; # & ünïcode 100%'
 """A folder name that is wrong everywhere a path is not quoted."""
 
 HOSTILE = {
     "WORDS": "two  words\tand a tab",
-    "QUOTES": "it's a \"quote\" `touch pwned3`",
+    "QUOTES": 'it\'s a "quote" `touch pwned3`',
     "DOLLAR": "$HOME ${HOME} $(touch pwned4) $((1+1)) !!",
     "COMMAND": "; touch pwned5 & touch pwned6 | cat > pwned7",
     "LINES": "first\nsecond\r\nthird\n#SBATCH --nodes=99\nEOF\n",
