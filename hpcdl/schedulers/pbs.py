@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,17 +158,17 @@ def report(job: Mapping[str, Any]) -> Report:
         return Report(JobState.UNKNOWN, words)
     if "Exit_status" not in job:
         return Report(JobState.CANCELLED, comment or "deleted before it ran")
-    return _ended(int(job["Exit_status"]), int(job.get("substate", 0)) == _DELETED, comment)
+    ended = _ended(int(job["Exit_status"]), comment)
+    deleted = int(job.get("substate", 0)) == _DELETED
+    return replace(ended, state=JobState.CANCELLED) if deleted else ended
 
 
-def _ended(status: int, deleted: bool, comment: str) -> Report:
-    """How a job ended: 0 to 255 its own exit code, 256 + n the signal that killed it, below 0 what PBS did."""
+def _ended(status: int, comment: str) -> Report:
+    """How a job ended: 0 to 255 by its own exit code, 256 + n by signal n, below 0 by PBS itself."""
     if status < 0:
         state, words = _OWN_ENDINGS.get(status, (JobState.FAILED, f"ended by PBS with code {status}"))
         return Report(state, words)
     code, signal = (None, status - 256) if status >= 256 else (status, None)
-    if deleted:
-        return Report(JobState.CANCELLED, comment, code, signal)
     state = JobState.COMPLETED if status == 0 else JobState.FAILED
     words = comment or (f"killed by signal {signal}" if signal else "")
     return Report(state, words, code, signal)

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from hpcdl.errors import SchedulerError, SiteError
+from hpcdl.errors import SchedulerError, SiteError, UsageError
 from hpcdl.schedulers.base import Job, JobState, Query, Report
 from hpcdl.schedulers.directives import Directive, account, job_log, job_name, permitted
 from hpcdl.schedulers.launch import gpu_request
@@ -24,7 +24,8 @@ from hpcdl.units import format_walltime, parse_walltime
 TEMPLATE = "slurm.sh.j2"
 
 _STATES = {
-    JobState.QUEUED: "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT POWER_UP_NODE",
+    JobState.QUEUED: "PENDING CONFIGURING POWER_UP_NODE REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD"
+    " SPECIAL_EXIT",
     JobState.RUNNING: "RUNNING COMPLETING SUSPENDED STOPPED RESIZING SIGNALING STAGE_OUT",
     JobState.COMPLETED: "COMPLETED",
     JobState.FAILED: "FAILED LAUNCH_FAILED RECONFIG_FAIL",
@@ -40,6 +41,7 @@ _STATE_OF = {word: state for state, words in _STATES.items() for word in words.s
 
 _JOB_ID = re.compile(r"\d+(;[\w.-]+)?")
 _CONSTRAINT = re.compile(r"[\w.:@&|!*()\[\],-]+")
+_FILENAME_PATTERN = re.compile(r"%[\w%]|\\")
 _UNKNOWN_JOB = "Invalid job id specified"
 _NO_REASONS = frozenset({"", "None", "(null)"})
 
@@ -67,7 +69,7 @@ def _wanted(job: Job) -> Iterable[Directive]:
     payer = account(job)
     if payer is not None:
         yield Directive("--account", f"={payer}")
-    yield Directive("--output", f"={job_log(job)}")
+    yield Directive("--output", f"={_log(job)}")
     # A job that is requeued would otherwise begin its log anew (JobFileAppend=0 by default).
     yield Directive("--open-mode", "=append", optional=True)
     yield Directive("--requeue" if job.site.policy.requeue else "--no-requeue", optional=True)
@@ -88,6 +90,21 @@ def _partition(key: str, partition: Partition) -> Iterable[Directive]:
                 f"partition {key}: constraint {partition.constraint!r} cannot stand in a directive"
             )
         yield Directive("--constraint", f"={partition.constraint}")
+
+
+def _log(job: Job) -> str:
+    """The job's log, relative to the run folder.
+
+    Raises:
+        UsageError: the run folder's own path holds what Slurm replaces; the job would fail without a word.
+    """
+    pattern = _FILENAME_PATTERN.search(str(job.folder))
+    if pattern:
+        raise UsageError(
+            f"run folder {job.folder}: Slurm reads {pattern[0]!r} in the path of a log as a pattern to replace",
+            "name another folder for the runs",
+        )
+    return job_log(job)
 
 
 def submit(script: Path) -> list[str]:
@@ -138,7 +155,7 @@ def report(word: str, reason: str = "", code: str = "") -> Report:
     An exit code is only reported where the job itself chose it: a job that ran into its limit may well
     show 0:0.
     """
-    state = _STATE_OF.get(word.split(" ")[0].rstrip("+"), JobState.UNKNOWN)
+    state = _STATE_OF.get(word.partition(" ")[0].rstrip("+"), JobState.UNKNOWN)
     words = word if reason in _NO_REASONS else f"{word} ({reason})"
     exit_code, signal = (int(part) for part in code.split(":")) if re.fullmatch(r"\d+:\d+", code) else (0, 0)
     chosen = state is JobState.COMPLETED or exit_code != 0

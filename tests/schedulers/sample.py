@@ -50,7 +50,7 @@ def site(kind: str = "slurm", launcher: str = "srun", **changes: Any) -> Site:
 
 
 def job(
-    folder: Path, machine: Site, nodes: int = 1, ranks_per_node: int = 2, python: str = sys.executable,
+    folder: Path, machine: Site, *, nodes: int = 1, ranks_per_node: int = 2, python: str = sys.executable,
     environment: dict[str, str] | None = None, transport: str = "dist", run: str = "sample-1", **resources: Any,
 ) -> Job:  # fmt: skip
     """A job of ``nodes`` × ``ranks_per_node`` ranks with one core each."""
@@ -107,3 +107,25 @@ def bash(script: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
         check=False,
         timeout=60,
     )
+
+
+HOSTILE_NAME = 'a run\'s "folder" $(touch pwned) `touch pwned2`; # & ünïcode 100%'
+"""A folder name that is wrong everywhere a path is not quoted."""
+
+HOSTILE = {
+    "WORDS": "two  words\tand a tab",
+    "QUOTES": 'it\'s a "quote" `touch pwned3`',
+    "DOLLAR": "$HOME ${HOME} $(touch pwned4) $((1+1)) !!",
+    "COMMAND": "; touch pwned5 & touch pwned6 | cat > pwned7",
+    "LINES": "first\nsecond\r\nthird\n#SBATCH --nodes=99\nEOF\n",
+    "BACKSLASH": "\\n \\\\ \\$HOME \\",
+    "COMMA": "a,b=c,--export=NONE",
+    "GLOB": "* ? [a-z] ~ {1..3}",
+    "HASH": "#comment -t 3",
+    "TEMPLATE": "{{ 7 * 7 }} {% for %} {# #}",
+    "UNICODE": "größe 速度 🚀 \u202e",
+    "CONTROL": "\x01\x1b[31m\x7f",
+    "EMPTY": "",
+    "DASH": "-n",
+}
+"""Values of variables that mean something to bash, sbatch, srun, qsub or jinja2."""

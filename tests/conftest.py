@@ -1,0 +1,27 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster.slurm import SlurmCluster, missing
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """A real Slurm of four nodes with four fake GPUs each; SLURM_CONF points to it while tests use it."""
+    if reason := missing():
+        pytest.skip(f"NO SLURM TESTED: {reason}")
+    # Not under tmp_path: the path of a socket has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, SlurmCluster(Path(folder)) as cluster:
+        before = os.environ.get("SLURM_CONF")
+        os.environ.update(cluster.env)
+        yield cluster
+        if before is None:
+            del os.environ["SLURM_CONF"]
+        else:
+            os.environ["SLURM_CONF"] = before
