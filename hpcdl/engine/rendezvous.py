@@ -74,7 +74,7 @@ def own_address(rules: Rendezvous) -> str:
         except OSError as error:
             known = ", ".join(name for _, name in socket.if_nameindex())
             raise EngineError(
-                f"interface {rules.interface!r} has no IPv4 address on {socket.gethostname()}: {error.strerror}",
+                f"{rules.interface!r} has no IPv4 address on {socket.gethostname()}: {error.strerror}",
                 f"interfaces here: {known}; correct rendezvous.interface in the site file",
             ) from None
 

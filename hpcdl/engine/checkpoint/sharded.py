@@ -81,7 +81,7 @@ class Checkpoints:
             raise EngineError(
                 f"checkpoint {folder} was written by the decomposition {manifest.degrees}, but "
                 f"this run has {degrees_of(self.decomposition)}",
-                "continue with the decomposition it was written by: give it as parallelism: in the experiment",
+                "continue with the decomposition that wrote it: give it as parallelism: in the experiment",
             )
 
 

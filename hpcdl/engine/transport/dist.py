@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +13,28 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from hpcdl.engine.transport.base import Group, Handle, Reduction
+from hpcdl.errors import PeerLostError
 
 _REDUCTIONS = {Reduction.SUM: dist.ReduceOp.SUM, Reduction.MAX: dist.ReduceOp.MAX}
 _POLL_SECONDS = 50e-6
+
+# How Gloo and NCCL say that the process at the other end is gone.
+_LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "ncclRemoteError")
+
+
+@contextmanager
+def naming_lost_peers() -> Iterator[None]:
+    """Tell the loss of another rank apart from a failure of this one.
+
+    Raises:
+        PeerLostError: instead of the library's own error, which stays its cause.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if any(phrase in str(error) for phrase in _LOST_PEER):
+            raise PeerLostError(f"another rank went away: {error}") from error
+        raise
 
 
 class _Work:
