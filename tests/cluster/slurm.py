@@ -89,7 +89,8 @@ nodes:
     host_memory: 8GiB
     links: {{intra_node: 2, nics: 1, nic_bandwidth: 2}}
 
-# Every node is this machine, so ranks of all nodes meet on its loopback.
+# Every node is this machine: ranks of all nodes meet on its loopback and share its few cores.
+environment: [{{name: OMP_NUM_THREADS, value: "1", why: threads of ranks that share a core wait for each other}}]
 rendezvous: {{address: loopback, timeout_seconds: 60}}
 """
 
