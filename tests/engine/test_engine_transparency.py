@@ -38,7 +38,9 @@ def experiment(model, precision="fp32", bucket_mib=0.002):
 
 def batches(model):
     generator = torch.Generator().manual_seed(5)
-    return [torch.randint(0, model.vocab, (BATCH, model.sequence + 1), generator=generator) for _ in range(STEPS)]
+    return [
+        torch.randint(0, model.vocab, (BATCH, model.sequence + 1), generator=generator) for _ in range(STEPS)
+    ]
 
 
 def trained(settings, decomposition):
@@ -58,7 +60,11 @@ def trained(settings, decomposition):
 
     answers = in_threads(decomposition.ranks, work)
     assert all(answer[0] == answers[0][0] for answer in answers), "ranks disagree about the step"
-    return answers[0][0], whole(decomposition, [a[1] for a in answers]), whole(decomposition, [a[2] for a in answers])
+    return (
+        answers[0][0],
+        whole(decomposition, [a[1] for a in answers]),
+        whole(decomposition, [a[2] for a in answers]),
+    )
 
 
 _serial = {}
@@ -85,14 +91,18 @@ def assert_transparent(settings, decomposition, tolerance=2e-6):
             assert error < tolerance, f"{name}: {error}"
 
 
-@pytest.mark.parametrize("degrees", [*AXES, *PRODUCTS, *LARGE], ids=lambda degrees: str(Decomposition(**degrees)))
+@pytest.mark.parametrize(
+    "degrees", [*AXES, *PRODUCTS, *LARGE], ids=lambda degrees: str(Decomposition(**degrees))
+)
 @pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
 def test_training_does_not_depend_on_the_decomposition(model, degrees):
     assert_transparent(experiment(model), Decomposition(**degrees))
 
 
 @pytest.mark.parametrize(
-    "degrees", [{}, {"pipeline": 2}, {"x": 2, "z": 2}, {"pipeline": 3, "y": 2}], ids=lambda d: str(Decomposition(**d))
+    "degrees",
+    [{}, {"pipeline": 2}, {"x": 2, "z": 2}, {"pipeline": 3, "y": 2}],
+    ids=lambda d: str(Decomposition(**d)),
 )
 @pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
 def test_recomputation_changes_nothing(model, degrees):
@@ -122,7 +132,9 @@ def test_bucket_size_changes_nothing(bucket_mib):
 
 
 @pytest.mark.parametrize(
-    "degrees", [{"data": 2}, {"pipeline": 2}, {"x": 2, "y": 2}, {"z": 2}], ids=lambda d: str(Decomposition(**d))
+    "degrees",
+    [{"data": 2}, {"pipeline": 2}, {"x": 2, "y": 2}, {"z": 2}],
+    ids=lambda d: str(Decomposition(**d)),
 )
 @pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
 def test_bf16_training_stays_close_to_the_serial_one(model, degrees):
