@@ -16,7 +16,7 @@ from hpcdl.engine.optim.schedule import learning_rate
 from hpcdl.engine.ranks import Place
 from hpcdl.engine.rendezvous import meet
 from hpcdl.engine.transport.base import Transport
-from hpcdl.engine.transport.dist import DistTransport, naming_lost_peers
+from hpcdl.engine.transport.dist import DistTransport
 from hpcdl.errors import EngineError
 from hpcdl.run_folder import RunFolder
 from hpcdl.spec.experiment import ResolvedRun
@@ -26,12 +26,11 @@ from hpcdl.telemetry import StepRecord
 def train(run: ResolvedRun, folder: RunFolder, attempt: int, place: Place) -> None:
     """Train from the newest checkpoint, or from the start, to the last step."""
     device = claim_device(run, place)
-    with naming_lost_peers():
-        transport = open_transport(run, folder, attempt, place)
-        recorder = Recorder(folder, attempt, place)
-        Training(run, folder, transport, recorder, device).run(place)
-        transport.barrier()
-        transport.close()
+    transport = open_transport(run, folder, attempt, place)
+    recorder = Recorder(folder, attempt, place)
+    Training(run, folder, transport, recorder, device).run(place)
+    transport.barrier()
+    transport.close()
 
 
 def claim_device(run: ResolvedRun, place: Place) -> torch.device:

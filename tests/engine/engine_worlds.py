@@ -1,5 +1,6 @@
 """Ranks as threads, small models, and full tensors put together from shards."""
 
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +9,8 @@ import torch
 
 from hpcdl.engine.tensor.parameters import Held
 from hpcdl.engine.topology import Topology
-from hpcdl.engine.transport.base import Transport
-from hpcdl.engine.transport.memory import World
+from hpcdl.engine.transport.base import Done, Transport
+from hpcdl.engine.transport.memory import MemoryTransport, World
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.model import Model
 
@@ -17,7 +18,23 @@ GPT = Model(family="gpt", layers=3, hidden=16, heads=4, ffn=32, vocab=256, seque
 LLAMA = Model(family="llama", layers=3, hidden=16, heads=8, kv_heads=4, ffn=24, vocab=256, sequence=6)
 
 
-def in_threads(ranks: int, work: Callable[[Transport], Any]) -> list[Any]:
+class Jittery(MemoryTransport):
+    """A door whose messages take their time, each its own; collectives are as ever."""
+
+    def __init__(self, world: World, rank: int, seed: int) -> None:
+        super().__init__(world, rank)
+        self._delays = random.Random(f"{seed}:{rank}")
+
+    def send(self, tensor: torch.Tensor, peer: int, tag: int) -> Any:
+        delay = self._delays.choice([0.0, 0.001, 0.004])
+        copy = tensor.detach().clone()
+        threading.Timer(delay, super().send, (copy, peer, tag)).start()
+        return Done()
+
+
+def in_threads(
+    ranks: int, work: Callable[[Transport], Any], door: Callable[[World, int], Transport] = MemoryTransport
+) -> list[Any]:
     """The answers of ``work`` on every rank, by rank; the first failure is raised."""
     world = World(ranks, timeout_seconds=20)
     answers: list[Any] = [None] * ranks
@@ -25,7 +42,7 @@ def in_threads(ranks: int, work: Callable[[Transport], Any]) -> list[Any]:
 
     def run(rank: int) -> None:
         try:
-            answers[rank] = work(world.transport(rank))
+            answers[rank] = work(door(world, rank))
         except Exception as failure:  # noqa: BLE001 - raised below, in the test's thread
             failures.append(failure)
             world.fail()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,24 +19,24 @@ from hpcdl.errors import PeerLostError
 
 _REDUCTIONS = {Reduction.SUM: dist.ReduceOp.SUM, Reduction.MAX: dist.ReduceOp.MAX}
 _POLL_SECONDS = 50e-6
-
-# How Gloo and NCCL say that the process at the other end is gone.
-_LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "ncclRemoteError")
+_LEAVE_SECONDS = 30.0  # how long a rank that is done waits for the others to be done
+_LOST = re.compile(
+    r"gloo/transport|connection (closed|reset|refused)|remote worker|NCCL error", re.IGNORECASE
+)
 
 
 @contextmanager
-def naming_lost_peers() -> Iterator[None]:
-    """Tell the loss of another rank apart from a failure of this one.
-
-    Raises:
-        PeerLostError: instead of the library's own error, which stays its cause.
-    """
+def _blaming_the_lost() -> Iterator[None]:
+    """Turn what torch says when a connection breaks into an error that names it a consequence."""
     try:
         yield
     except RuntimeError as error:
-        if any(phrase in str(error) for phrase in _LOST_PEER):
-            raise PeerLostError(f"another rank went away: {error}") from error
-        raise
+        if not _LOST.search(str(error)):
+            raise
+        raise PeerLostError(
+            f"another rank went away: {str(error).splitlines()[0]}",
+            "the exit records name the rank that failed first",
+        ) from error
 
 
 class _Work:
@@ -53,10 +55,11 @@ class _Work:
     def wait(self) -> None:
         if self._finished:
             return
-        if self._watched is None:
-            self.work.wait()
-        else:
-            self._watched.result()
+        with _blaming_the_lost():
+            if self._watched is None:
+                self.work.wait()
+            else:
+                self._watched.result()
         self._finished = True
 
 
@@ -72,6 +75,8 @@ class DistTransport:
 
     def __init__(self, store: Store, rank: int, ranks: int, device: torch.device) -> None:
         self.rank = rank
+        self._store = store
+        self._ranks = ranks
         self._cuda = device.type == "cuda"
         dist.init_process_group(
             "nccl" if self._cuda else "gloo",
@@ -99,23 +104,28 @@ class DistTransport:
 
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
-        return _Work(dist.all_reduce(tensor, _REDUCTIONS[reduction], group.channel, async_op=True))
+        with _blaming_the_lost():
+            return _Work(dist.all_reduce(tensor, _REDUCTIONS[reduction], group.channel, async_op=True))
 
     def all_gather(self, whole: torch.Tensor, shard: torch.Tensor, group: Group) -> Handle:
         """Fill the flat ``whole`` with every rank's flat ``shard``."""
-        return _Work(dist.all_gather_into_tensor(whole, shard, group.channel, async_op=True))
+        with _blaming_the_lost():
+            return _Work(dist.all_gather_into_tensor(whole, shard, group.channel, async_op=True))
 
     def reduce_scatter(self, shard: torch.Tensor, whole: torch.Tensor, group: Group) -> Handle:
         """Sum the flat ``whole`` over ``group`` and keep this rank's part in ``shard``."""
-        return _Work(dist.reduce_scatter_tensor(shard, whole, group=group.channel, async_op=True))
+        with _blaming_the_lost():
+            return _Work(dist.reduce_scatter_tensor(shard, whole, group=group.channel, async_op=True))
 
     def broadcast(self, tensor: torch.Tensor, group: Group) -> Handle:
         """Copy ``tensor`` of the group's first rank to all others."""
-        return _Work(dist.broadcast(tensor, group.ranks[0], group.channel, async_op=True))
+        with _blaming_the_lost():
+            return _Work(dist.broadcast(tensor, group.ranks[0], group.channel, async_op=True))
 
     def barrier(self) -> None:
         """Return when every rank of the run has come here."""
-        dist.barrier()
+        with _blaming_the_lost():
+            dist.barrier()
 
     def _lane(self, source: int, target: int) -> Any:
         """Where messages from ``source`` to ``target`` go.
@@ -133,11 +143,13 @@ class DistTransport:
 
     def send(self, tensor: torch.Tensor, peer: int, tag: int) -> Handle:
         """Send ``tensor`` to rank ``peer``."""
-        return _Work(dist.isend(tensor, peer, group=self._lane(self.rank, peer), tag=tag))
+        with _blaming_the_lost():
+            return _Work(dist.isend(tensor, peer, group=self._lane(self.rank, peer), tag=tag))
 
     def receive(self, buffer: torch.Tensor, peer: int, tag: int) -> Handle:
         """Receive what ``peer`` sends with ``tag`` into ``buffer``."""
-        return _Work(dist.irecv(buffer, peer, group=self._lane(peer, self.rank), tag=tag))
+        with _blaming_the_lost():
+            return _Work(dist.irecv(buffer, peer, group=self._lane(peer, self.rank), tag=tag))
 
     def first(self, receives: Sequence[Handle]) -> int:
         """Wait until one of the posted ``receives`` is finished, and say which."""
@@ -164,9 +176,25 @@ class DistTransport:
             time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
-        """Leave the run."""
+        """Leave the run, when every rank is ready to.
+
+        A rank that closes its sockets while another is still inside a collective breaks it, although
+        its own part is done. So the ranks agree in the store first, where no socket of theirs is.
+        """
+        self._leave_together()
         self._threads.shutdown(wait=False)
         # A group that outlives the interpreter may abort the process in its destructor.
         self._groups.clear()
         self._lanes.clear()
         dist.destroy_process_group()
+
+    def _leave_together(self) -> None:
+        if self._store.add("ready", 1) == self._ranks:
+            self._store.set("leave", "")
+        self._store.wait(["leave"], timedelta(seconds=_LEAVE_SECONDS))
+        if self._store.add("gone", 1) == self._ranks or self.rank:
+            return
+        # Rank 0 holds the store, so it is the last to go.
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while self._store.add("gone", 0) < self._ranks and time.monotonic() < deadline:
+            time.sleep(0.01)

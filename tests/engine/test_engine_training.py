@@ -1,0 +1,170 @@
+"""The engine as a job starts it: real processes, real files, real faults."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from engine_runs import SERIAL, TRAINING, Run, finished, wait_until
+
+from hpcdl.spec.decomposition import Decomposition
+
+
+@pytest.fixture(scope="module")
+def serial_losses(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp("serial"), SERIAL).complete().losses()
+
+
+@pytest.mark.parametrize(
+    "decomposition",
+    [Decomposition(pipeline=2, x=2, microbatch=2), Decomposition(y=2, z=2, recompute="full")],
+    ids=str,
+)
+def test_four_processes_train_the_curve_of_one(tmp_path, serial_losses, decomposition):
+    run = Run(tmp_path, decomposition).complete()
+    assert len(serial_losses) == TRAINING["steps"]
+    assert serial_losses[-1] < serial_losses[0] - 0.5
+    for rank in range(4):
+        assert run.losses(rank) == pytest.approx(serial_losses, rel=1e-5)
+    assert {record.exit_code for record in run.exits().values()} == {0}
+    started, ended = run.events()
+    assert (started.kind, started.detail["ranks"], started.detail["hosts"]) == ("started", 4, 1)
+    assert started.detail["steps"] == TRAINING["steps"]
+    assert (ended.kind, ended.detail) == ("finished", {"step": 6, "loss": run.losses()[-1]})
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_four_mpi_processes_train_the_curve_of_one(tmp_path, serial_losses, precision):
+    """bf16 would be garbage if MPI reduced it: Open MPI sums it wrongly, MPICH refuses."""
+    changes = {"communication": {"transport": "mpi"}, "training": TRAINING | {"precision": precision}}
+    run = Run(tmp_path, Decomposition(pipeline=2, data=2, microbatch=2), **changes)
+    assert run.start_mpi().wait(timeout=120) == 0, run.log(0)
+    assert run.losses(3) == pytest.approx(serial_losses, rel=1e-5 if precision == "fp32" else 5e-2)
+    assert {record.exit_code for record in run.exits().values()} == {0}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_restarted_run_goes_on_to_the_bit(tmp_path, precision):
+    """Killed after its checkpoint and started again, it records the very numbers of an undisturbed run."""
+    changes = {"training": TRAINING | {"precision": precision, "steps": 8}, "checkpoint": {"every": 3}}
+    decomposition = Decomposition(data=2, microbatch=2)
+    undisturbed = Run(tmp_path / "a", decomposition, **changes).complete()
+    run = Run(tmp_path / "b", decomposition, **changes).complete()
+    shutil.rmtree(run.folder.checkpoints / "8")  # as if killed in step 7 or 8
+    run.complete(attempt=2)
+    assert run.losses()[:8] == undisturbed.losses()
+    assert [(r.step, r.loss, r.grad_norm) for r in run.steps()[8:]] == [
+        (r.step, r.loss, r.grad_norm) for r in undisturbed.steps()[6:]
+    ]
+    assert [event.detail["step"] for event in run.events() if event.kind == "checkpoint"] == [3, 6, 8, 8]
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    run = Run(tmp_path, SERIAL, checkpoint={"every": 100}).complete().complete(attempt=2)
+    assert len(run.steps()) == TRAINING["steps"]
+    assert run.events()[-1].detail == {"step": 6, "loss": run.losses()[-1]}
+
+
+def test_another_decomposition_is_refused_by_name(tmp_path):
+    run = Run(tmp_path, Decomposition(data=2), checkpoint={"every": 3}).complete()
+    again = Run(tmp_path, Decomposition(x=2), checkpoint={"every": 3})
+    assert finished(again.start(attempt=2)) == [1, 1]
+    reason = run.exits(attempt=2)[0].reason
+    assert "'data': 2" in reason
+    assert "'x': 2" in reason
+
+
+def test_the_rank_that_failed_first_is_named_by_the_earliest_record(tmp_path):
+    """Rank 2 cannot write its metrics; the others end because it is gone, later and otherwise."""
+    run = Run(tmp_path, Decomposition(data=2, x=2))
+    run.folder.rank_metrics(2).mkdir(parents=True)
+    assert finished(run.start()) == [1, 1, 1, 1]
+    exits = run.exits()
+    first = min(exits.values(), key=lambda record: record.time)
+    assert (first.rank, first.exception) == (2, "IsADirectoryError")
+    assert {record.exception for record in exits.values() if record.rank != 2} == {"PeerLostError"}
+    assert "IsADirectoryError" in run.log(2)
+
+
+def test_a_rank_killed_by_the_system_leaves_no_hang(tmp_path):
+    run = Run(tmp_path, Decomposition(pipeline=2, z=2), training=TRAINING | {"steps": 100_000})
+    processes = run.start()
+    wait_until(lambda: len(run.steps(1)) > 3)
+    processes[1].send_signal(signal.SIGKILL)
+    assert finished(processes) == [1, -signal.SIGKILL, 1, 1]
+    assert {rank: record.exception for rank, record in run.exits().items()} == dict.fromkeys(
+        (0, 2, 3), "PeerLostError"
+    )
+
+
+def test_sigterm_ends_a_rank_that_waits_in_a_collective(tmp_path):
+    """Rank 1 is stopped, so rank 0 waits for it in an all-reduce; the signal still ends it."""
+    run = Run(tmp_path, Decomposition(data=2), training=TRAINING | {"steps": 100_000})
+    zero, one = run.start()
+    wait_until(lambda: len(run.steps()) > 3)
+    one.send_signal(signal.SIGSTOP)
+    zero.send_signal(signal.SIGTERM)
+    assert zero.wait(timeout=20) == 143
+    one.send_signal(signal.SIGCONT)
+    assert one.wait(timeout=60) == 1
+    assert (run.exits()[0].signal, run.exits()[0].exit_code) == (signal.SIGTERM, 143)
+
+
+def test_a_wrong_world_size_is_refused_with_both_numbers(tmp_path):
+    run = Run(tmp_path, Decomposition(data=2))
+    assert finished(run.start(ranks=[0], world_size=3)) == [1]
+    record = run.exits()[0]
+    assert record.exception == "EngineError"
+    assert "2" in record.reason
+    assert "3" in record.reason
+
+
+@pytest.mark.mpi
+def test_mpi_ranks_that_do_not_know_each_other_are_told_about_the_mpi_flag(tmp_path):
+    """Two processes without mpiexec are two MPI worlds of one, as srun without --mpi= makes them."""
+    run = Run(tmp_path, Decomposition(data=2), communication={"transport": "mpi"})
+    assert finished(run.start()) == [1, 1]
+    assert "MPI says rank 0 of 1" in run.exits()[1].reason
+    assert "--mpi=" in run.log(1)
+
+
+def test_missing_ranks_are_named(tmp_path):
+    run = Run(tmp_path, Decomposition(data=4), timeout=3)
+    assert finished(run.start(ranks=[0, 2])) == [1, 1]
+    assert "1, 3" in run.exits()[0].reason
+
+
+def test_data_shorter_than_a_sequence_is_refused(tmp_path):
+    run = Run(tmp_path, SERIAL)
+    (tmp_path / "corpus.txt").write_text("short")
+    assert finished(run.start()) == [1]
+    assert run.exits()[0].exception == "EngineError"
+    assert "corpus.txt" in run.exits()[0].reason
+
+
+def test_a_resolved_file_that_is_no_run_is_refused(tmp_path):
+    run = Run(tmp_path, SERIAL)
+    run.folder.resolved.write_text(json.dumps({"format": 1}))
+    assert finished(run.start()) == [1]
+    assert "resolved.json" in run.exits()[0].reason
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
+    """A learning rate of 1e30 sends the weights to infinity."""
+    wild = TRAINING | {"optimizer": {"lr": 1e30, "weight_decay": 0, "clip": 0}}
+    run = Run(tmp_path, Decomposition(pipeline=2), training=wild)
+    assert finished(run.start()) == [1, 1]
+    own = [record for record in run.exits().values() if record.exception != "PeerLostError"]
+    assert own
+    assert all("in step 2, first on rank 1" in record.reason for record in own)
+    assert len(run.steps()) == 1
+
+
+def test_a_run_folder_that_cannot_be_written_ends_with_an_error(tmp_path):
+    """A file where checkpoints should go: the run fails at its first checkpoint, not silently."""
+    run = Run(tmp_path, SERIAL, checkpoint={"every": 2})
+    run.folder.checkpoints.write_text("")
+    assert finished(run.start()) == [1]
+    assert os.fspath(run.folder.checkpoints) in run.exits()[0].reason
