@@ -67,9 +67,18 @@ def test_the_json_has_the_documented_keys(perlmutter, experiment_of):
     assert [candidate["rank"] for candidate in document["candidates"]] == list(range(1, TOP + 1))
     for candidate in document["candidates"]:
         assert list(candidate) == CANDIDATE_KEYS
-        assert set(candidate["decomposition"]) == set(
-            ["data", "pipeline", "x", "y", "z", "microbatch", "interleave", "recompute", "zero", "offload"]
-        )
+        assert set(candidate["decomposition"]) == {
+            "data",
+            "pipeline",
+            "x",
+            "y",
+            "z",
+            "microbatch",
+            "interleave",
+            "recompute",
+            "zero",
+            "offload",
+        }
 
 
 def test_fewer_candidates_can_be_asked_for(perlmutter, experiment_of):
@@ -132,7 +141,6 @@ def test_the_quickstart_uses_two_axes(cores, layers, hidden):
     site = describe(cores, 16 * 2**30, [])
     best = plan(quickstart(layers=layers, hidden=hidden), site, 4).best
     assert (best.decomposition.data, best.decomposition.pipeline) == (2, 2)
-    assert (best.breakdown["shared cores"] > 0) or cores > 2 or best.decomposition.microbatch == 9
 
 
 def test_an_explicit_decomposition_is_the_whole_plan(perlmutter, experiment_of):
@@ -196,7 +204,7 @@ def test_the_advised_device_counts_do_work(perlmutter, experiment_of):
     with pytest.raises(InfeasibleError, match="refused by") as caught:
         plan(experiment, perlmutter, 13)
     counts = [int(word.strip(",;")) for word in caught.value.hint.split() if word.strip(",;").isdecimal()]
-    assert counts == [12, 14] or len(counts) == 2
+    assert counts == [12, 14]
     for count in counts:
         assert plan(experiment, perlmutter, count).feasible
 
