@@ -179,7 +179,8 @@ def test_an_explicit_decomposition_that_cannot_run_says_why(
     found = plan(experiment_of(parallelism=explicit), perlmutter, 8)
     assert words in found.infeasible
     assert (found.feasible, found.refused) == (0, {reason: 1})
-    assert all(words in " ".join(candidate.notes) for candidate in found.candidates)
+    assert words in " ".join(found.best.notes)
+    assert found.best.decomposition.model_dump().items() >= explicit.items()
 
 
 def test_an_explicit_decomposition_that_does_not_fit_names_the_largest_term(perlmutter, experiment_of):
@@ -230,6 +231,21 @@ def test_ties_go_to_the_simpler_candidate():
     candidates = search_space(4, quickstart().model, 16).candidates
     first = candidates.decomposition(int(order(candidates, np.ones(len(candidates)))[0]))
     assert (str(first), first.recompute, first.microbatch) == ("data 4", "none", 4)
+
+
+def test_a_layout_of_another_size_is_refused(perlmutter, experiment_of):
+    with pytest.raises(UsageError, match="8 devices cannot use a layout of 4 ranks"):
+        plan(experiment_of(), perlmutter, 8, Layout(nodes=1, ranks_per_node=4, cores_per_rank=1))
+
+
+def test_rivals_differ_in_their_choice_and_keep_their_true_rank(perlmutter, experiment_of):
+    found = plan(experiment_of(), perlmutter, 8)
+    for choice, rival in found.rivals.items():
+        name = "recompute" if choice == "full_recompute" else choice
+        assert getattr(rival.decomposition, name) != getattr(found.best.decomposition, name)
+        assert rival.rank > 1
+        if rival.rank <= TOP:
+            assert found.candidates[rival.rank - 1] == rival
 
 
 def test_the_explanation_names_terms_rivals_and_refusals(perlmutter, experiment_of):
