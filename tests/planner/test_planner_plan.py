@@ -273,3 +273,16 @@ def test_a_trillion_parameters_on_16384_gpus_are_planned_in_seconds(perlmutter, 
     found = plan(experiment_of(batch=4096, **shape), perlmutter, 16384)
     assert found.search_seconds < 5
     assert found.evaluated > 30_000
+
+
+def test_the_nodes_that_the_experiment_asks_for_are_used(perlmutter, experiment_of):
+    spread_out = plan(experiment_of(resources={"gpus": 8, "nodes": 4}), perlmutter, 8)
+    assert (spread_out.layout.nodes, spread_out.layout.ranks_per_node) == (4, 2)
+    assert plan(experiment_of(resources={"gpus": 8, "nodes": 4}), perlmutter, 16).layout.nodes == 4
+
+
+def test_counts_that_the_machine_cannot_place_are_not_advised(experiment_of):
+    """Eight slots and no network: more devices are no way out."""
+    with pytest.raises(InfeasibleError) as caught:
+        plan(experiment_of(batch=5, precision="fp32", layers=4), describe(2, 2**34, []), 7)
+    assert caught.value.hint.startswith("the nearest device counts that work: 6, 8;")
