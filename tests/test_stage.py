@@ -79,7 +79,7 @@ def test_messages_received_are_those_announced():
     for _ in range(50):
         network = run(rng)
         for stage in network.stages:
-            arrived = {kind: 0 for kind in Kind}
+            arrived = dict.fromkeys(Kind, 0)
             for neighbour, actions in zip(network.stages, network.done, strict=True):
                 for action in actions:
                     step, kind = SENDS.get(action.operation, (0, None))

@@ -125,12 +125,9 @@ def _other_queues(nodes: int, site: Site) -> str:
         for key, other in site.partitions.items()
         if other.min_nodes <= nodes and (other.max_nodes is None or nodes <= other.max_nodes)
     ]
-    choices = (
-        f"queues that take {nodes} nodes: {', '.join(fitting)}"
-        if fitting
-        else "no queue of this site takes it"
-    )
-    return f"{choices}; or change resources.gpus"
+    if not fitting:
+        return f"no queue of site {site.name} takes {nodes} nodes; change resources.gpus or resources.nodes"
+    return f"queues that take {nodes} nodes: {', '.join(fitting)}; or change resources.gpus"
 
 
 def _check_walltime(resources: Resources, nodes: int, key: str, partition: Partition) -> None:

@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hpcdl.errors import HpcdlError, InfeasibleError
+import numpy as np
+
+from hpcdl.errors import HpcdlError, InfeasibleError, UsageError
 from hpcdl.planner import memory, rank
 from hpcdl.planner.case import Case
 from hpcdl.planner.estimate import step_tree
@@ -75,9 +77,11 @@ def plan(
 
     Raises:
         InfeasibleError: ``parallelism: auto`` and no decomposition fits, with the reasons counted.
-        UsageError: the device does not compute in the experiment's precision, or there is no such queue.
+        UsageError: no such queue, a precision the device lacks, or a layout of another size.
     """
     started = time.perf_counter()
+    if layout and layout.ranks != gpus:
+        raise UsageError(f"a plan for {gpus} devices cannot use a layout of {layout.ranks} ranks")
     case = build_case(experiment, site, layout or _default_layout(experiment, site, gpus), profile)
     ask = _Ask(experiment, site, case, started)
     if isinstance(experiment.parallelism, Decomposition):
@@ -147,7 +151,7 @@ def _ranked(ask: _Ask, space: Space, fitting: Pool, misfits: Pool) -> Plan:
     ordered = rank.order(fitting.candidates, seconds)
     choices = dict(rank.rivals(fitting.candidates, ordered))
     count = min(TOP, len(ordered))
-    picked = fitting.pick([*map(int, ordered[:count]), *choices.values()])
+    picked = fitting.pick(ordered, [*range(count), *choices.values()])
     refused = {**space.refused, _NO_MEMORY: len(misfits)} if len(misfits) else space.refused
     return ask.answer(
         evaluated=space.evaluated,
@@ -163,20 +167,16 @@ def _judge(ask: _Ask, d: Decomposition) -> Plan:
     """The plan that holds exactly ``d``, whether it can run or not."""
     case = ask.case
     reasons = _objections(case, d)
-    pool = Pool(case, Candidates.of(d))
-    computable = d.batch_shards * d.microbatch <= case.training.global_batch
-    candidates = pool.pick([0]) if computable else ()
-    if candidates and candidates[0].memory_gib * GIB > memory.budget(case):
-        reasons[_NO_MEMORY] = _too_big(case, candidates[0])
-    text = "\n".join(reasons.values()) or None
-    if text:
-        candidates = tuple(replace(one, notes=(*reasons.values(), *one.notes)) for one in candidates)
+    (estimated,) = Pool(case, Candidates.of(d)).pick(np.array([0]), [0])
+    if estimated.memory_gib * GIB > memory.budget(case):
+        reasons[_NO_MEMORY] = _too_big(case, estimated)
+    candidate = replace(estimated, decomposition=d, notes=(*reasons.values(), *estimated.notes))
     return ask.answer(
         evaluated=1,
         feasible=0 if reasons else 1,
         refused=dict.fromkeys(list(reasons)[:1], 1),
-        candidates=candidates,
-        infeasible=text,
+        candidates=(candidate,),
+        infeasible="\n".join(reasons.values()) or None,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,12 @@ def order(candidates: Candidates, step_seconds: Floats) -> Ints:
 
 
 def rivals(candidates: Candidates, ordered: Ints) -> Iterator[tuple[str, int]]:
-    """For each choice the position of the fastest candidate that differs in it from the winner."""
-    winner = ordered[0]
+    """For each choice the place in ``ordered`` of the fastest that differs in it from the winner."""
     for choice in CHOICES:
-        values = getattr(candidates, choice)
-        others = ordered[values[ordered] != values[winner]]
-        if len(others):
-            yield choice, int(others[0])
+        values = getattr(candidates, choice)[ordered]
+        differs = values != values[0]
+        if differs.any():
+            yield choice, int(np.argmax(differs))
 
 
 @dataclass(frozen=True)
@@ -80,18 +79,18 @@ class Pool:
         """Bytes of every candidate."""
         return memory_tree(memory.device_memory(self.case, self.candidates))
 
-    def pick(self, positions: list[int]) -> tuple[Candidate, ...]:
-        """The candidates at ``positions`` with their estimates, ranked as they come."""
-        chosen = self.candidates.take(np.array(positions, dtype=np.int64))
-        pool = Pool(self.case, chosen)
-        step, held = step_tree(self.case, chosen), pool.memory()
-        return tuple(_candidate(pool, step, held, position) for position in range(len(chosen)))
+    def pick(self, ordered: Ints, places: Sequence[int]) -> tuple[Candidate, ...]:
+        """Those at ``places`` of ``ordered``, with their estimates; the first place is rank 1."""
+        chosen = Pool(self.case, self.candidates.take(ordered[np.array(places, dtype=np.int64)]))
+        step, held = step_tree(self.case, chosen.candidates), chosen.memory()
+        found = (_candidate(chosen, step, held, position) for position in range(len(chosen)))
+        return tuple(replace(one, rank=place + 1) for one, place in zip(found, places, strict=True))
 
     def leanest(self) -> Candidate | None:
         """The one that needs least memory."""
         if not len(self):
             return None
-        return self.pick([int(np.argmin(self.memory().value))])[0]
+        return self.pick(np.argsort(self.memory().value, kind="stable"), [0])[0]
 
 
 def _candidate(pool: Pool, step: Term, held: Term, position: int) -> Candidate:

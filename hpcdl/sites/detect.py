@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from hpcdl.errors import SchedulerError
 from hpcdl.shell import run
@@ -21,6 +22,7 @@ from hpcdl.sites.site import (
 from hpcdl.spec.experiment import Rendezvous
 from hpcdl.units import MIB
 
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 
 # Slots for ranks on a machine without GPUs: a laptop can try 4 or 8 ranks, which then take turns.
@@ -77,8 +79,7 @@ def parse_gpus(text: str) -> list[Gpu]:
 def local_site() -> Site:
     """The machine this runs on, one node, ranks started by fork."""
     cores = len(os.sched_getaffinity(0))
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return describe(cores, memory_bytes, _query_gpus())
+    return describe(cores, _memory_bytes(), _query_gpus())
 
 
 def describe(cores: int, memory_bytes: int, gpus: list[Gpu]) -> Site:
@@ -98,6 +99,16 @@ def describe(cores: int, memory_bytes: int, gpus: list[Gpu]) -> Site:
         nodes={"local": node},
         rendezvous=Rendezvous(address="loopback"),
     )
+
+
+def _memory_bytes() -> int:
+    """Physical memory, or less where a container is given less."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = _CGROUP_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return physical
+    return min(physical, int(limit)) if limit.isdecimal() else physical
 
 
 def _query_gpus() -> list[Gpu]:

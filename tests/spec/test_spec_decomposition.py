@@ -15,7 +15,7 @@ from hpcdl.spec.decomposition import (
 )
 from hpcdl.spec.model import Model
 
-degrees = st.builds(Decomposition, **{axis: st.integers(1, 4) for axis in AXES})
+degrees = st.builds(Decomposition, **{axis: st.integers(1, 3) for axis in AXES})
 MODEL = Model(family="llama", layers=6, hidden=96, heads=12, kv_heads=4, ffn=160, vocab=300, sequence=16)
 
 

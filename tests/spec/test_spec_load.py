@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,7 +106,5 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 @settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused_and_nothing_else(text):
-    try:
+    with contextlib.suppress(UsageError):
         experiment(text)
-    except UsageError as error:
-        assert error.message

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from hpcdl.planner import memory
+from hpcdl.planner.estimate import memory_tree
+from hpcdl.planner.space import Candidates, search_space
+from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.model import PRESETS, Model
+from hpcdl.spec.training import Training
+
+STATE = ("weights", "gradients", "optimizer state")
+
+
+def one(case, **degrees):
+    terms = memory.device_memory(case, Candidates.of(Decomposition(**degrees)))
+    return {name: float(value[0]) for name, value in terms.items()}
+
+
+@pytest.mark.parametrize(("precision", "recipe"), [("fp32", 16), ("bf16", 18)])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_state_of_an_unsharded_model_is_its_recipe(case_on, preset, precision, recipe):
+    """fp32: 4 + 4 + 8; bf16 with fp32 gradients and main copy: 2 + 4 + 12 (Megatron-LM's 18)."""
+    model = Model(preset=preset)
+    held = one(case_on(model=model, training=Training(precision=precision)))
+    assert sum(held[name] for name in STATE) == pytest.approx(recipe * model.parameters)
+
+
+def test_matrices_and_their_state_shrink_with_x_y_and_z(case_on):
+    """What is left of the whole is norms, biases and positions."""
+    case = case_on(nodes=2)
+    whole, cut = one(case), one(case, x=2, y=2, z=2)
+    for name in STATE:
+        assert cut[name] == pytest.approx(whole[name] / 8, rel=0.03)
+
+
+@pytest.mark.parametrize("stages", [2, 4, 8])
+def test_stages_hold_all_parameters_and_a_tied_weight_twice(case_on, stages):
+    model = Model(layers=8, hidden=64, heads=4, vocab=512, sequence=32)
+    case, c = case_on(nodes=2, model=model), Candidates.of(Decomposition(pipeline=stages))
+    first, last = (memory.stage_parameters(case, c, is_last=end)[0] for end in (False, True))
+    between = (stages - 2) * (8 // stages) * model.layer_parameters
+    assert first + between + last == model.parameters + 512 * 64
+
+
+def test_activations_of_a_layer_are_korthikantis_less_dropout_and_scores(case_on):
+    """34sbh bytes with dropout; without its masks and with fused attention 32sbh and row sums remain."""
+    s, h = 256, 512
+    model = Model(layers=3, hidden=h, heads=8, vocab=1024, sequence=s)
+    held = one(case_on(model=model), microbatch=4)["activations"]
+    assert held == pytest.approx(3 * 4 * (32 * s * h + 4 * s * 8))
+
+
+def test_every_stage_but_the_last_holds_a_microbatch_a_stage(case_on):
+    """AxoNN's limit; the last goes straight on to backward."""
+    alone = one(case_on(), x=1)["activations"]
+    case = case_on(training=Training(global_batch=64))
+    assert one(case, pipeline=4)["activations"] == pytest.approx(4 * alone / 4)
+    short = case_on(training=Training(global_batch=2))
+    assert one(short, pipeline=4)["activations"] == pytest.approx(2 * alone / 4)
+
+
+def test_recompute_keeps_the_input_of_each_layer(case_on):
+    none, full = (one(case_on(), microbatch=4, recompute=r)["activations"] for r in ("none", "full"))
+    layer = none / 8
+    assert full == pytest.approx(8 * 4 * 256 * 512 * 2 + layer)
+
+
+@pytest.mark.parametrize("axis", ["x", "y", "z", "data", "pipeline"])
+def test_no_axis_costs_memory_for_state(case_on, axis):
+    case = case_on(nodes=2)
+    assert sum(one(case, **{axis: 8})[n] for n in STATE) <= sum(one(case)[n] for n in STATE)
+
+
+def test_device_is_reserved_is_allocated_plus_what_stands_between(case_on):
+    case = case_on(nodes=4)
+    tree = memory_tree(memory.device_memory(case, search_space(16, case.model, 64).candidates))
+    reserved, framework = tree.children
+    allocated, slack = reserved.children
+    assert np.allclose(slack.value, 0.10 * allocated.value)
+    assert np.allclose(tree.value, reserved.value + framework.value)
+    assert [leaf.name for leaf in tree.leaves()] == list(memory.TERMS)
+    assert (framework.value == 2**30).all()
+
+
+def test_fit_leaves_a_margin(case_on):
+    case = case_on()
+    assert memory.budget(case) == pytest.approx(0.95 * 40 * 2**30)
+    terms = {"weights": np.array([0.949, 0.951]) * 40 * 2**30}
+    assert memory.fits(case, terms).tolist() == [True, False]

@@ -1,0 +1,84 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcdl.planner.space import Candidates, divisors, factorisations, search_space, smallest
+from hpcdl.spec.decomposition import AXES, Decomposition, violations
+from hpcdl.spec.model import Model
+
+MODEL = Model(layers=6, hidden=192, heads=6, vocab=256, sequence=128)
+SHAPES = st.builds(
+    lambda layers, heads, size, kv, vocab: Model(
+        family="llama", layers=layers, hidden=heads * kv * 2 * size, heads=heads * kv, kv_heads=kv, vocab=vocab,
+        sequence=16,
+    ),
+    st.integers(1, 12), st.integers(1, 4), st.integers(1, 9), st.integers(1, 6), st.integers(2, 300),
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.integers(1, 720), st.integers(1, 5))
+def test_factorisations_are_all_ordered_products(number, parts):
+    found = factorisations(number, parts)
+    assert (found.prod(axis=1) == number).all()
+    assert len(np.unique(found, axis=0)) == len(found)
+    expected = 1
+    for prime in range(2, number + 1):
+        exponent = 0
+        while number % prime == 0:
+            number //= prime
+            exponent += 1
+        expected *= math.comb(exponent + parts - 1, parts - 1)
+    assert len(found) == expected
+
+
+def test_divisors_are_complete_and_ascending():
+    assert divisors(60) == [1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 64), SHAPES, st.integers(1, 64))
+def test_every_candidate_keeps_every_rule_and_makes_the_gpus(gpus, model, batch):
+    candidates = search_space(gpus, model, batch).candidates
+    for position in range(len(candidates)):
+        d = candidates.decomposition(position)
+        assert d.ranks == gpus
+        assert list(violations(d, model, batch)) == []
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 16), st.integers(1, 24))
+def test_nothing_that_keeps_the_rules_is_left_out(gpus, batch):
+    candidates = search_space(gpus, MODEL, batch).candidates
+    found = {str(candidates.decomposition(position)) for position in range(len(candidates))}
+    for grid in factorisations(gpus, len(AXES)):
+        d = Decomposition(**dict(zip(AXES, map(int, grid), strict=True)))
+        assert (str(d) in found) == (not list(violations(d, MODEL, batch)))
+
+
+def test_refusals_and_candidates_make_all_that_was_evaluated():
+    space = search_space(8, MODEL, 18)
+    assert space.evaluated == len(space.candidates) + sum(space.refused.values())
+    assert space.refused["global_batch"] > 0
+
+
+def test_a_prime_number_of_gpus_has_five_grids():
+    assert len(factorisations(7, 5)) == 5
+    assert {str(search_space(7, MODEL, 7).candidates.decomposition(0))} == {"data 7"}
+
+
+def test_no_candidate_is_an_empty_list():
+    assert len(search_space(11, MODEL, 8).candidates) == 0
+    assert len(smallest(11, MODEL, 8)) == 0
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_one_decomposition_survives_the_way_through_arrays(recompute):
+    d = Decomposition(data=2, pipeline=3, x=4, y=5, z=6, microbatch=7, recompute=recompute)
+    candidates = Candidates.of(d)
+    assert candidates.decomposition(0) == d
+    assert candidates.batch_shards[0] == d.batch_shards
+    assert [int(candidates.inner(axis)[0]) for axis in AXES] == [1, 4, 20, 120, 240]

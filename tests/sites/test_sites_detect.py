@@ -1,0 +1,57 @@
+import pytest
+
+from hpcdl.sites.detect import Gpu, describe, parse_gpus
+from hpcdl.sites.profile import default_profile
+from hpcdl.sites.site import Device
+
+# nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits, as drivers print it.
+FOUR = "NVIDIA A100-SXM4-40GB, 40960\n" * 4
+NO_DRIVER = (
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the "
+    "latest NVIDIA driver is installed and running.\n"
+)
+
+
+def test_gpus_are_read_from_nvidia_smi():
+    assert parse_gpus(FOUR) == [Gpu("NVIDIA A100-SXM4-40GB", 40960)] * 4
+
+
+@pytest.mark.parametrize("text", ["", "No devices were found\n", NO_DRIVER, "NVIDIA GB10, [N/A]\n"])
+def test_an_answer_without_gpus_gives_none(text):
+    assert parse_gpus(text) == []
+
+
+def test_a_gpu_machine_has_one_slot_a_gpu():
+    node = describe(64, 256 * 2**30, parse_gpus(FOUR)).node(None)
+    assert (node.devices, node.device.kind, node.device.memory) == (4, "gpu", str(40 * 2**30))
+    assert node.device.peak_tflops["bf16"] == 312
+
+
+def test_an_unknown_gpu_is_taken_for_a_slow_one():
+    known, unknown = (
+        describe(8, 2**34, [Gpu(name, 16000)]).node(None) for name in ("Tesla V100", "Strange 9000")
+    )
+    assert unknown.device.peak_tflops["fp32"] < known.device.peak_tflops["fp32"]
+
+
+@pytest.mark.parametrize(("cores", "slots"), [(1, 8), (2, 8), (8, 8), (64, 64)])
+def test_a_cpu_machine_has_at_least_eight_slots_that_share_its_cores(cores, slots):
+    node = describe(cores, 2**34, []).node(None)
+    assert (node.devices, node.cores, node.device.kind) == (slots, cores, "cpu")
+    assert node.devices * node.device.peak_tflops["fp32"] == pytest.approx(0.064 * cores)
+
+
+@pytest.mark.parametrize(
+    ("model", "gemm"),
+    [("NVIDIA A100-SXM4-80GB", 0.83), ("NVIDIA GH200 480GB", 0.77), ("AMD MI250X GCD", 0.62)],
+)
+def test_profiles_go_by_the_device_model(model, gemm):
+    device = Device(kind="gpu", model=model, memory="64GiB", memory_bandwidth=1600, peak_tflops={"bf16": 100})
+    assert default_profile(device).gemm_efficiency == gemm
+
+
+def test_an_unlisted_gpu_says_that_nothing_was_measured():
+    device = Device(
+        kind="gpu", model="B999", memory="64GiB", memory_bandwidth=1600, peak_tflops={"bf16": 100}
+    )
+    assert "nothing measured for B999" in default_profile(device).source
