@@ -65,7 +65,9 @@ def test_waiting_job_is_queued_whatever_exit_status_it_shows(name):
     assert seen.exit_code is None
 
 
-@pytest.mark.parametrize("name", ["running-qstat-xf-json", "suspended-qstat-xf-json", "dep-fin0-afterok-json"])
+@pytest.mark.parametrize(
+    "name", ["running-qstat-xf-json", "suspended-qstat-xf-json", "dep-fin0-afterok-json"]
+)
 def test_job_that_is_still_on_its_hosts_is_running(name):
     """Also while its files are delivered (E)."""
     (seen,) = BY_JSON.parse(recorded(name)).values()
@@ -97,7 +99,9 @@ def test_text_and_json_say_the_same_of_every_job():
     assert BY_TEXT.parse(recorded("qstat-xf-all")) == by_json
 
 
-@pytest.mark.parametrize("name", ["json22-latin", "jsonhead-latin", "json-vars-f", "json22-vars", "jsonhead-exe"])
+@pytest.mark.parametrize(
+    "name", ["json22-latin", "jsonhead-latin", "json-vars-f", "json22-vars", "jsonhead-exe"]
+)
 def test_json_that_is_hardly_json_is_read(name):
     (seen,) = BY_JSON.parse(recorded(name)).values()
     assert seen.state is JobState.QUEUED
@@ -122,7 +126,13 @@ def test_second_question_finds_what_the_first_leaves_out():
     """With several ids the main branch prints only the first job in JSON, and nothing on stderr."""
     assert set(BY_JSON.parse(recorded("head-multi-known"))) == {"284.pbshead"}
     assert set(BY_JSON.parse(recorded("json22-multi"))) == {"284.pbshead", "286.pbshead", "287.pbshead"}
-    assert BY_TEXT.command(["286.pbshead", "287.pbshead"]) == ["qstat", "-x", "-f", "286.pbshead", "287.pbshead"]
+    assert BY_TEXT.command(["286.pbshead", "287.pbshead"]) == [
+        "qstat",
+        "-x",
+        "-f",
+        "286.pbshead",
+        "287.pbshead",
+    ]
 
 
 def test_unknown_job_is_absent_and_does_not_hide_known_ones():
@@ -166,7 +176,7 @@ def test_cancelling_a_job_that_is_over_is_no_error(name, exit_code):
 
 @pytest.mark.parametrize(("name", "exit_code"), [("deadhost-qdel", 222), ("down-qdel", 162)])
 def test_cancelling_that_fails_gives_qdels_own_words(name, exit_code):
-    with pytest.raises(SchedulerError, match="(?i)connect"):
+    with pytest.raises(SchedulerError, match=r"(?i)connect"):
         pbs.cancelled(recorded(name, exit_code))
     assert pbs.cancel("1.pbshead") == ["qdel", "1.pbshead"]
 

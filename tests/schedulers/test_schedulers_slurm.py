@@ -20,7 +20,9 @@ def said(stdout: str = "", stderr: str = "", exit_code: int = 0) -> Completed:
     return Completed(exit_code, stdout, stderr)
 
 
-@pytest.mark.parametrize(("text", "job_id"), [("123\n", "123"), ("123;main\n", "123;main"), ("5;a-b.c", "5;a-b.c")])
+@pytest.mark.parametrize(
+    ("text", "job_id"), [("123\n", "123"), ("123;main\n", "123;main"), ("5;a-b.c", "5;a-b.c")]
+)
 def test_submitted_keeps_the_cluster(text, job_id):
     assert slurm.submitted(said(text)) == job_id
 
@@ -62,7 +64,9 @@ STATES = {
     ("CANCELLED+", "", "0:15"): Report(JobState.CANCELLED, "CANCELLED+", None, 15),
     ("TIMEOUT", "TimeLimit", "0:0"): Report(JobState.TIMEOUT, "TIMEOUT (TimeLimit)"),
     ("NODE_FAIL", "None", "0:15"): Report(JobState.NODE_FAILED, "NODE_FAIL", None, 15),
-    ("OUT_OF_MEMORY", "OutOfMemory", "0:125"): Report(JobState.OUT_OF_MEMORY, "OUT_OF_MEMORY (OutOfMemory)", None, 125),
+    ("OUT_OF_MEMORY", "OutOfMemory", "0:125"): Report(
+        JobState.OUT_OF_MEMORY, "OUT_OF_MEMORY (OutOfMemory)", None, 125
+    ),
     ("PREEMPTED", "None", "0:0"): Report(JobState.PREEMPTED, "PREEMPTED"),
     ("NEW_WORD", "None", "0:0"): Report(JobState.UNKNOWN, "NEW_WORD"),
 }
@@ -117,7 +121,12 @@ def test_controller_that_is_away_is_an_error_and_no_end(query):
 
 def test_cancelled_knows_a_job_that_was_over_from_a_refusal():
     slurm.cancelled(said())
-    slurm.cancelled(said(stderr="scancel: error: Kill job error on job id 5: Job/step already completing or completed", exit_code=1))
+    slurm.cancelled(
+        said(
+            stderr="scancel: error: Kill job error on job id 5: Job/step already completing or completed",
+            exit_code=1,
+        )
+    )
     with pytest.raises(SchedulerError, match="Access/permission denied"):
         slurm.cancelled(said(stderr="scancel: error: Access/permission denied", exit_code=1))
 
@@ -163,7 +172,7 @@ def test_nothing_is_asked_for_where_nodes_come_with_their_gpus(tmp_path):
 
 
 def test_typed_request_without_a_type_is_refused(tmp_path):
-    with pytest.raises(SiteError, match="needs scheduler.gpu_type"):
+    with pytest.raises(SiteError, match=r"needs scheduler.gpu_type"):
         slurm.directives(job(tmp_path, site(scheduler={"gpu_request": "gres-typed"})))
 
 
@@ -192,7 +201,7 @@ def test_constraint_with_a_blank_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["a%j", "100%%", "back\\slash"])
 def test_run_folder_that_slurm_would_rewrite_is_refused(name):
     """Such a job failed on a real Slurm with exit code 1 and not a word."""
-    with pytest.raises(UsageError, match="pattern to replace"):
+    with pytest.raises(UsageError, match="Slurm replaces"):
         slurm.directives(job(Path("/runs") / name, site()))
 
 
