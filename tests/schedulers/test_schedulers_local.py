@@ -202,7 +202,9 @@ def test_mpi_ranks_find_each_other_under_mpiexec(tmp_path, started):
     (tmp_path / "hpcdl").mkdir()
     (tmp_path / "hpcdl" / "__init__.py").touch()
     (tmp_path / "hpcdl" / "engine.py").write_text(
-        "from mpi4py import MPI; w = MPI.COMM_WORLD; print(w.allreduce(w.rank), w.size, flush=True)\n"
+        "import sys\nfrom mpi4py import MPI\nworld = MPI.COMM_WORLD\n"
+        "with open(f'{sys.argv[1]}/seen-{world.rank}', 'w') as file:\n"
+        "    print(world.allreduce(world.rank), world.size, file=file)\n"
     )
     work = job(
         folder.path, MACHINE, transport="mpi", ranks_per_node=4, environment={"PYTHONPATH": str(tmp_path)}
@@ -210,7 +212,8 @@ def test_mpi_ranks_find_each_other_under_mpiexec(tmp_path, started):
     folder.script.write_text(render(work))
     started.append(local.submitted(shell.run(local.submit(folder.script), cwd=folder.path)))
     wait_until(folder.job_exit(1).exists)
-    assert (exit_code(folder), folder.job_log(1).read_text()) == (0, "6 4\n" * 4)
+    assert exit_code(folder) == 0, folder.job_log(1).read_text()
+    assert [(folder.path / f"seen-{rank}").read_text() for rank in range(4)] == ["6 4\n"] * 4
 
 
 def test_module_is_a_scheduler():
