@@ -196,7 +196,7 @@ def _qstat_text(job_ids: Sequence[str]) -> list[str]:
 def _parse_text(result: Completed) -> dict[str, Report]:
     _check(result)
     jobs: dict[str, dict[str, str]] = {}
-    for line in re.sub(r"\n\t", "", result.stdout).splitlines():
+    for line in result.stdout.replace("\n\t", "").split("\n"):
         name, separator, value = line.strip().partition(" = ")
         if line.startswith("Job Id: "):
             jobs[line.removeprefix("Job Id: ").strip()] = {}

@@ -101,7 +101,7 @@ def _log(job: Job) -> str:
     pattern = _FILENAME_PATTERN.search(str(job.folder))
     if pattern:
         raise UsageError(
-            f"run folder {job.folder}: Slurm reads {pattern[0]!r} in the path of a log as a pattern to replace",
+            f"run folder {job.folder}: in the path of a log, Slurm replaces {pattern[0]!r} by something else",
             "name another folder for the runs",
         )
     return job_log(job)
