@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hpcdl import shell
 from hpcdl.errors import SchedulerError, SiteError, UsageError
-from hpcdl.planner.layout import layout
+from hpcdl.planner.layout import layout, spread
 from hpcdl.planner.plan import Plan, plan
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import metrics, store
@@ -73,7 +73,7 @@ def study(request: Request) -> Study:
     load.override(document, [*request.settings, *_size(request)])
     experiment = _anchored(load.validate(document, Experiment), request.file.absolute().parent)
     site = load_site(request.site)
-    place = layout(experiment.resources, site)
+    place = spread(experiment.resources, site)
     return Study(source, experiment, site, place, plan(experiment, site, place.ranks, place))
 
 
@@ -115,7 +115,12 @@ def prepare(study: Study, runs: Path) -> RunFolder:
 
 
 def check_ready(study: Study) -> None:
-    """Refuse before anything is written what would fail after waiting in a queue."""
+    """Refuse before anything is written what would fail after waiting in a queue.
+
+    Raises:
+        UsageError, InfeasibleError, SiteError: the data, a limit of the queue, or the engine's libraries.
+    """
+    layout(study.experiment.resources, study.site)
     path = study.experiment.data.path
     if path is not None and not Path(path).exists():
         raise UsageError(

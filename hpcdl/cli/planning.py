@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from hpcdl import workflow
 from hpcdl.cli import render
-from hpcdl.errors import InfeasibleError, UsageError
+from hpcdl.errors import HpcdlError, InfeasibleError
+from hpcdl.planner.explain import explain as explanation
+from hpcdl.planner.layout import layout
 
 
 def show(request: workflow.Request, *, top: int, explain: int | None, json: bool) -> None:
@@ -21,9 +23,17 @@ def show(request: workflow.Request, *, top: int, explain: int | None, json: bool
         render.print_json(plan.to_json())
     elif explain is None:
         render.plan(study, top)
-    elif explain <= len(plan.candidates):
-        render.candidate(study, plan.candidates[explain - 1])
     else:
-        raise UsageError(f"--explain {explain}: the plan has candidates 1 to {len(plan.candidates)}")
+        render.explanation(study, explanation(plan, explain))
+    if not json:
+        _warn_of_limits(study)
     if plan.infeasible:
         raise InfeasibleError(plan.infeasible)
+
+
+def _warn_of_limits(study: workflow.Study) -> None:
+    """A plan may look past the limits of a queue; a submission may not."""
+    try:
+        layout(study.experiment.resources, study.site)
+    except HpcdlError as error:
+        render.warning(f"submit would refuse this: {error.message}", error.hint)

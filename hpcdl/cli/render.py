@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.tree import Tree
 
 from hpcdl.planner.rank import Candidate
 from hpcdl.run_folder import RunFolder
@@ -65,6 +64,13 @@ _PLAN_COLUMNS = (
 def line(markup: str) -> None:
     """Print one line of rich markup."""
     _out.print(markup)
+
+
+def warning(message: str, hint: str | None) -> None:
+    """Something that will matter later, on standard error."""
+    _err.print(f"[yellow]note:[/] {escape(message)}")
+    if hint:
+        _err.print(f"  {escape(hint)}")
 
 
 def print_json(value: Any) -> None:
@@ -143,21 +149,11 @@ def _plan_footer(study: Study, top: int) -> None:
         _out.print(f"would run [bold]{result.best.decomposition}[/]; why: hpcdl plan ... --explain 1")
 
 
-def candidate(study: Study, chosen: Candidate) -> None:
-    """One candidate: where its time and memory go, and what was assumed."""
-    d = chosen.decomposition
+def explanation(study: Study, lines: Sequence[str]) -> None:
+    """One candidate taken apart."""
     _out.print(_plan_heading(study))
-    _out.print(f"candidate {chosen.rank}: [bold]{d}[/], microbatch {d.microbatch}")
-    tree = Tree(f"step {format_seconds(chosen.step_seconds)}")
-    for term, seconds in chosen.breakdown.items():
-        tree.add(f"{format_seconds(seconds):>9}  {seconds / chosen.step_seconds:5.1%}  {escape(term)}")
-    _out.print(tree)
-    tree = Tree(f"memory of the fullest rank {format_bytes(chosen.memory_gib * 1024**3)}")
-    for term, gib in chosen.memory_breakdown.items():
-        tree.add(f"{format_bytes(gib * 1024**3):>9}  {escape(term)}")
-    _out.print(tree)
-    for note in chosen.notes:
-        _out.print(f"[dim]- {escape(note)}[/]")
+    for text in lines:
+        _out.print(escape(text), style="bold" if text.startswith("rank ") else None)
 
 
 # --- submitting and following --------------------------------------------------------------------
