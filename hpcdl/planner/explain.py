@@ -10,7 +10,7 @@ from hpcdl.planner.estimate import FORMULAS
 from hpcdl.planner.plan import Plan
 from hpcdl.planner.rank import Candidate
 from hpcdl.spec.decomposition import ENGINE_RULES, RULES
-from hpcdl.units import format_seconds
+from hpcdl.units import GIB, format_bytes, format_seconds
 
 _SHOWN = 0.005  # terms and differences below this share of a step are left out
 # The rules' messages less the places for values: here they stand for many candidates at once.
@@ -50,10 +50,11 @@ def _time(candidate: Candidate) -> Iterator[str]:
 
 
 def _memory(candidate: Candidate, budget_gib: float) -> Iterator[str]:
-    yield f"  {candidate.memory_gib:.2f} GiB of the {budget_gib:.2f} GiB that a rank may use"
+    needed, allowed = format_bytes(candidate.memory_gib * GIB), format_bytes(budget_gib * GIB)
+    yield f"  {needed} of the {allowed} that a rank may use"
     for name, gib in candidate.memory_breakdown.items():
         if gib >= _SHOWN * candidate.memory_gib:
-            yield f"  {gib:8.2f} GiB  {gib / candidate.memory_gib:6.1%}  {name}: {FORMULAS[name]}"
+            yield f"  {format_bytes(gib * GIB):>12}  {gib / candidate.memory_gib:6.1%}  {name}: {FORMULAS[name]}"
 
 
 def _rivals(plan: Plan) -> Iterator[str]:
