@@ -54,7 +54,8 @@ def _memory(candidate: Candidate, budget_gib: float) -> Iterator[str]:
     yield f"  {needed} of the {allowed} that a rank may use"
     for name, gib in candidate.memory_breakdown.items():
         if gib >= _SHOWN * candidate.memory_gib:
-            yield f"  {format_bytes(gib * GIB):>12}  {gib / candidate.memory_gib:6.1%}  {name}: {FORMULAS[name]}"
+            share = gib / candidate.memory_gib
+            yield f"  {format_bytes(gib * GIB):>12}  {share:6.1%}  {name}: {FORMULAS[name]}"
 
 
 def _rivals(plan: Plan) -> Iterator[str]:

@@ -116,7 +116,8 @@ def _candidate(pool: Pool, step: Term, held: Term, position: int) -> Candidate:
 def _notes(case: Case, d: Decomposition) -> tuple[str, ...]:
     """What was assumed, so that nobody has to guess."""
     m = d.microbatches(case.training.global_batch)
-    notes = [f"{m} microbatch{"es" if m > 1 else ""} of {d.microbatch} x {case.model.sequence} tokens, {case.training.precision}"]
+    count = "1 microbatch" if m == 1 else f"{m} microbatches"
+    notes = [f"{count} of {d.microbatch} x {case.model.sequence} tokens, {case.training.precision}"]
     if d.x * d.y * d.z > 1:
         notes.append("collectives along x, y and z block; weights over z are gathered again every microbatch")
     if d.pipeline > 1 and case.model.layers % d.pipeline:

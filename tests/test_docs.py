@@ -1,0 +1,70 @@
+"""What the documents say is so."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from hpcdl.cli.app import app
+from hpcdl.planner.estimate import FORMULAS
+from hpcdl.spec import load
+from hpcdl.spec.experiment import Experiment
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+def commands(text):
+    """Lines of console and shell blocks that call hpcdl, with line continuations joined."""
+    for block in re.findall(r"```(?:console|sh)\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.removeprefix("$ ").split(" | ")[0].split("  #")[0].strip()
+            if command.startswith("hpcdl "):
+                yield command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_has_flags_that_exist(page):
+    verbs = get_command(app).commands
+    for line in commands(page.read_text()):
+        _, verb, *rest = shlex.split(line)
+        command = verbs[verb]
+        if verb == "site":
+            command = command.commands[rest.pop(0)]
+        known = {flag for parameter in command.params for flag in parameter.opts}
+        unknown = {word for word in rest if re.match(r"--?[a-z]", word)} - known
+        assert not unknown, f"{page.name}: {line}"
+
+
+def test_the_first_sixty_lines_of_the_readme_hold_what_a_newcomer_needs():
+    head = "\n".join((ROOT / "README.md").read_text().splitlines()[:60])
+    for word in (
+        "It is not",
+        "```console",
+        "make quickstart",
+        "make test",
+        "resolved.json",
+        "docs/quickstart.md",
+    ):
+        assert word in head
+
+
+def test_every_term_of_an_estimate_is_in_the_planner_page():
+    page = (ROOT / "docs" / "planner.md").read_text()
+    for name, formula in FORMULAS.items():
+        assert f"| {name} | {formula} |" in page
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_is_a_valid_experiment(example):
+    load.validate(load.read(example), Experiment)
