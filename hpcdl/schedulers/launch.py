@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hpcdl.errors import SiteError
 from hpcdl.schedulers.base import Job
 from hpcdl.schedulers.environment import exports
-from hpcdl.sites.site import Site
+from hpcdl.sites.site import NodeType, Site
 
 _DEVICE_VARIABLES = {"gpu": "CUDA_VISIBLE_DEVICES", "gcd": "HIP_VISIBLE_DEVICES", "tile": "ZE_AFFINITY_MASK"}
 """Which variable selects devices; devices that are not named are cores."""
@@ -67,7 +67,7 @@ def _devices(job: Job) -> list[str]:
     """
     launch, node = job.site.launch, job.site.node(job.run.experiment.resources.queue)
     variable = _DEVICE_VARIABLES.get(node.device.kind)
-    order = (launch.device_order or list(range(node.devices)))[: job.run.layout.ranks_per_node]
+    order = _order(job, node)
     if variable is None:
         return []
     if launch.gpu_visibility == "one_per_task":
@@ -78,6 +78,17 @@ def _devices(job: Job) -> list[str]:
     if launch.device_order:
         return ["env", f"{variable}={','.join(map(str, order))}"]
     return []
+
+
+def _order(job: Job, node: NodeType) -> list[int]:
+    """The device of each local rank.
+
+    Devices that were asked for one by one are renumbered from 0 in the job, so only their order is kept.
+    """
+    order, ranks = job.site.launch.device_order or list(range(node.devices)), job.run.layout.ranks_per_node
+    if job.site.scheduler.gpu_request == "none":
+        return order[:ranks]
+    return [device for device in order if device < ranks]
 
 
 def starts_mpiexec_here(job: Job) -> bool:

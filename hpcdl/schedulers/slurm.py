@@ -215,7 +215,7 @@ def _scontrol(job_ids: Sequence[str]) -> list[str]:
 
 
 def _parse_scontrol(result: Completed) -> dict[str, Report]:
-    strange = [line for line in result.stderr.splitlines() if line and _UNKNOWN_JOB not in line]
+    strange = [line for line in result.stderr.splitlines() if "error" in line and _UNKNOWN_JOB not in line]
     reports = {}
     for line in result.stdout.splitlines():
         # The first of a name counts: a path further on may hold anything.

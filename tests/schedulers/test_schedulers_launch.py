@@ -9,7 +9,7 @@ import pytest
 from schedulers.sample import job, site
 
 from hpcdl.errors import SiteError
-from hpcdl.schedulers import launch
+from hpcdl.schedulers import environment, launch
 
 RANK = [sys.executable, "-m", "hpcdl.engine", "/run"]
 MPI_RANK = [sys.executable, "-m", "mpi4py", "-m", "hpcdl.engine", "/run"]
@@ -87,9 +87,11 @@ def test_fork_over_several_nodes_is_refused(tmp_path):
         launch.command(job(tmp_path, site("slurm", "fork"), nodes=2))
 
 
-def test_device_order_is_set_for_each_rank(tmp_path):
-    machine = site(launch={"device_order": [3, 2, 1, 0]})
-    assert command(tmp_path, machine)[-5:] == ["env", "CUDA_VISIBLE_DEVICES=3,2", *RANK][-5:]
+@pytest.mark.parametrize(("request_kind", "devices"), [("none", "3,2"), ("gpus-per-node", "1,0")])
+def test_device_order_is_set_for_each_rank(tmp_path, request_kind, devices):
+    """Two devices of a node are numbered 0 and 1 where they were asked for, and as ever where all are there."""
+    machine = site(launch={"device_order": [3, 2, 1, 0]}, scheduler={"gpu_request": request_kind})
+    assert command(tmp_path, machine)[-6:] == ["env", f"CUDA_VISIBLE_DEVICES={devices}", *RANK]
 
 
 @pytest.mark.parametrize(("kind", "variable"), [("gcd", "HIP_VISIBLE_DEVICES"), ("tile", "ZE_AFFINITY_MASK")])
@@ -139,7 +141,11 @@ def test_srun_itself_gives_each_task_its_device_where_it_may(tmp_path):
 def test_mpi_ranks_that_share_cores_yield_to_each_other(tmp_path):
     """MPICH polls: on a laptop with more ranks than cores each would burn its whole time slice."""
     machine = site("local", "fork", nodes={"gpu": {"cores": 2}})
-    names = [name for name, _ in launch.exports(job(tmp_path, machine, transport="mpi", ranks_per_node=4))]
+    names = [
+        name for name, _ in environment.exports(job(tmp_path, machine, transport="mpi", ranks_per_node=4))
+    ]
     assert "MPIR_CVAR_ENABLE_HEAVY_YIELD" in names
-    names = [name for name, _ in launch.exports(job(tmp_path, machine, transport="mpi", ranks_per_node=2))]
+    names = [
+        name for name, _ in environment.exports(job(tmp_path, machine, transport="mpi", ranks_per_node=2))
+    ]
     assert "MPIR_CVAR_ENABLE_HEAVY_YIELD" not in names

@@ -219,3 +219,8 @@ def test_mpi_ranks_find_each_other_under_mpiexec(tmp_path, started):
 def test_module_is_a_scheduler():
     backend: Scheduler = local
     assert backend.TEMPLATE == "local.sh.j2"
+
+
+def test_question_that_fails_is_an_error_and_no_end():
+    with pytest.raises(SchedulerError, match="could not be read: bash: broken"):
+        QUERY.parse(shell.Completed(1, "", "bash: broken"))

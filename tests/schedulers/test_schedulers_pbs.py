@@ -227,3 +227,15 @@ def test_mandatory_account_is_asked_for(tmp_path, monkeypatch):
 def test_module_is_a_scheduler():
     backend: Scheduler = pbs
     assert backend.submit(Path("/x/job.sh")) == ["qsub", "/x/job.sh"]
+
+
+def test_account_variable_that_holds_no_word_is_refused(tmp_path, monkeypatch):
+    machine = site("pbs", "mpiexec-pals", scheduler={"account_variable": "PROJECT"})
+    monkeypatch.setenv("PROJECT", "a b\n#PBS -q other")
+    with pytest.raises(UsageError, match="environment variable PROJECT"):
+        pbs.directives(job(tmp_path, machine))
+
+
+def test_job_that_is_not_on_a_host_any_more_but_delivers_its_files_keeps_no_exit_code():
+    """The log may not be there yet."""
+    assert pbs.report({"job_state": "E", "Exit_status": 3}) == Report(JobState.RUNNING, "E")
