@@ -89,4 +89,8 @@ class AdamW:
             master.copy_(kept.pop("master"))
             if slot.parameter is not master:
                 slot.parameter.copy_(master)
-            self._adamw.state[master] = {name: value.clone() for name, value in kept.items()}
+            # Adam's step count stays on the CPU, where torch's foreach kernels want it.
+            self._adamw.state[master] = {
+                name: value.clone() if name == "step" else value.to(master.device, copy=True)
+                for name, value in kept.items()
+            }
