@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcdl.engine.ending import Ending
 from hpcdl.engine.ranks import discover, own_rank
-from hpcdl.errors import EngineError
+from hpcdl.errors import EngineError, HpcdlError
 from hpcdl.run_folder import RunFolder
-from hpcdl.spec.experiment import ResolvedRun
+
+if TYPE_CHECKING:
+    from hpcdl.spec.experiment import ResolvedRun
 
 
 def main() -> None:
@@ -18,37 +21,60 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m hpcdl.engine RUN_FOLDER")
     folder = RunFolder(Path(sys.argv[1]).absolute())
-    attempt = int(os.environ.get("HPCDL_ATTEMPT", "1"))
-    rank = own_rank(os.environ)
-    _redirect_output(folder.rank_log(attempt, rank))
+    try:
+        attempt, rank = _attempt(), own_rank(os.environ)
+        _redirect_output(folder.rank_log(attempt, rank))
+    except HpcdlError as error:
+        sys.exit(f"error: {error.message}\n  {error.hint}")
     ending = Ending(folder.rank_exit(attempt, rank), rank)
     ending.watch_sigterm()
     ending.guard(lambda: _train(folder, attempt))
 
 
+def _attempt() -> int:
+    value = os.environ.get("HPCDL_ATTEMPT", "1")
+    if not (value.isascii() and value.isdigit() and int(value)):
+        raise EngineError(
+            f"HPCDL_ATTEMPT={value!r} is not the number of an attempt", "they count from 1; job.sh sets it"
+        )
+    return int(value)
+
+
 def _redirect_output(log: Path) -> None:
     """Send everything this process prints, native libraries included, to its log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise EngineError(
+            f"cannot write the log {log}: {error.strerror}",
+            "give the path of a run folder that you may write",
+        ) from None
     for stream in (sys.stdout, sys.stderr):
+        stream.flush()
         os.dup2(target, stream.fileno())
     os.close(target)
 
 
 def _train(folder: RunFolder, attempt: int) -> None:
+    # Imported late: torch takes seconds, and whatever it complains about belongs in the log.
     run = _resolved(folder)
     place = discover(os.environ, run.decomposition.ranks)
-    # Imported late: torch takes seconds, and whatever it complains about belongs in the log.
     from hpcdl.engine.train import train
 
     train(run, folder, attempt, place)
 
 
 def _resolved(folder: RunFolder) -> ResolvedRun:
+    from hpcdl.spec.experiment import ResolvedRun
+
     try:
         return ResolvedRun.model_validate_json(folder.resolved.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EngineError(f"{folder.resolved} cannot be used: {error}") from None
+        raise EngineError(
+            f"{folder.resolved} cannot be used: {error}",
+            "hpcdl submit writes it; submit the experiment again",
+        ) from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 The record of the rank that fails first must carry the earliest time, because the others fail in its
 wake. So it is written where the failure is caught, while all connections still stand. SIGTERM is
 taken by a thread that waits for nothing else: the main thread may sit in a collective for ever.
+
+That thread reads a pipe which the interpreter's C handler writes to, in whatever thread the kernel
+delivers the signal. Blocking SIGTERM and waiting with ``sigwait`` would need every thread to block
+it, and those that an MPI library started before this module was imported do not.
 """
 
 from __future__ import annotations
@@ -33,14 +37,18 @@ class Ending:
         self._decided = threading.Lock()
 
     def watch_sigterm(self) -> None:
-        """Take SIGTERM in a thread of its own; call before any other thread starts."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=self._await_sigterm, name="sigterm", daemon=True).start()
+        """From here on SIGTERM ends this process with its record; call from the main thread."""
+        pipe, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        threading.Thread(target=self._await_sigterm, args=(pipe,), name="sigterm", daemon=True).start()
 
-    def _await_sigterm(self) -> None:
-        signal.sigwait({signal.SIGTERM})
+    def _await_sigterm(self, pipe: int) -> None:
+        while os.read(pipe, 1)[0] != signal.SIGTERM:
+            pass  # another signal with a handler of its own
         print("terminated by SIGTERM", flush=True)  # noqa: T201 - the log
-        self._end(128 + signal.SIGTERM, signal_number=signal.SIGTERM, reason="told to end (SIGTERM)")
+        self._end(128 + signal.SIGTERM, signal_number=signal.SIGTERM, reason="terminated by SIGTERM")
 
     def guard(self, work: Callable[[], None]) -> NoReturn:
         """Do ``work`` and end this process with its outcome.

@@ -87,18 +87,19 @@ class Learner:
         world = mine.clone()
         self.groups.world.all_reduce(world).wait()
         total, squared = world.tolist()
-        if not (math.isfinite(total) and math.isfinite(squared)):
-            raise self._not_finite(step, total, healthy=bool(mine.isfinite().all()))
+        if not math.isfinite(total):
+            raise self._not_finite(step, f"the loss became {total}", mine[0])
+        if not math.isfinite(squared):
+            raise self._not_finite(step, f"the squared gradient norm became {squared}", mine[1])
         return Outcome(total, math.sqrt(squared))
 
-    def _not_finite(self, step: int, loss: float, *, healthy: bool) -> EngineError:
-        """Says on which rank it began; every rank comes here, because every rank saw the sum."""
+    def _not_finite(self, step: int, what: str, mine: torch.Tensor) -> EngineError:
+        """Names the first rank whose own part is not finite; all ranks saw the sum and come here."""
         ranks = self.groups.world.size
-        voice = torch.tensor([0.0 if healthy else float(ranks - self.topology.rank)], device=self.device)
+        voice = torch.where(mine.isfinite(), 0.0, float(ranks - self.topology.rank)).reshape(1)
         self.groups.world.all_reduce(voice, Reduction.MAX).wait()
-        what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient norm became infinite"
         return EngineError(
-            f"{what} in step {step}, first on rank {ranks - int(voice.item())}",
+            f"{what} in step {step}, on rank {ranks - int(voice.item())}",
             "lower training.optimizer.lr, add warmup, or look at the data of that step",
         )
 

@@ -27,19 +27,27 @@ class _Names:
     world_size: str
 
 
-# The first row whose rank is set wins; an explicit RANK beats what a launcher set.
+# The first row whose rank and local rank are both set wins. An explicit RANK beats what a launcher
+# set. Slurm stands last: mpiexec inside an allocation hands Slurm's variables of the process that
+# started it down to every rank, and srun --mpi=pmi2 sets PMI_RANK without a local rank.
 _LAUNCHERS = (
-    _Names("environment", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
-    _Names("srun", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
-    _Names("PALS mpiexec", "PALS_RANKID", "PALS_LOCAL_RANKID", "PALS_SIZE"),
-    _Names("MPICH mpiexec", "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),
+    _Names("the environment", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
     _Names("Open MPI mpiexec", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
+    _Names("PALS mpiexec", "PALS_RANKID", "PALS_LOCAL_RANKID", "PMI_SIZE"),
+    _Names("MPICH mpiexec", "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),
+    _Names("flux run", "FLUX_TASK_RANK", "FLUX_TASK_LOCAL_ID", "FLUX_JOB_SIZE"),
+    _Names("srun", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
 )
 
 
 def own_rank(environment: Mapping[str, str]) -> int:
-    """This process's rank as its launcher says; 0 if none does."""
-    return next((int(environment[names.rank]) for names in _LAUNCHERS if names.rank in environment), 0)
+    """This process's rank as its launcher says; 0 if none does.
+
+    Raises:
+        EngineError: what the launcher says is no rank.
+    """
+    names = _recognise(environment)
+    return _number(environment, names.rank) if names else 0
 
 
 def discover(environment: Mapping[str, str], expected: int) -> Place:
@@ -52,9 +60,9 @@ def discover(environment: Mapping[str, str], expected: int) -> Place:
     Raises:
         EngineError: no launcher is recognised, or another number of ranks was started.
     """
-    for names in _LAUNCHERS:
-        if names.rank in environment:
-            return _place(names, environment, expected)
+    names = _recognise(environment)
+    if names is not None:
+        return _place(names, environment, expected)
     if expected == 1:
         return Place(0, 0, 1, socket.gethostname())
     known = ", ".join(names.rank for names in _LAUNCHERS)
@@ -64,15 +72,36 @@ def discover(environment: Mapping[str, str], expected: int) -> Place:
     )
 
 
+def _recognise(environment: Mapping[str, str]) -> _Names | None:
+    if "RANK" in environment and "LOCAL_RANK" not in environment:
+        raise EngineError(
+            f"RANK={environment['RANK']} is set, but LOCAL_RANK is not",
+            "set both, or unset RANK to take the rank from the launcher",
+        )
+    found = (names for names in _LAUNCHERS if names.rank in environment and names.local_rank in environment)
+    return next(found, None)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment[name]
+    if not (value.isascii() and value.isdigit()):
+        raise EngineError(f"{name}={value!r} is not a whole number", "it counts ranks from 0")
+    return int(value)
+
+
 def _place(names: _Names, environment: Mapping[str, str], expected: int) -> Place:
-    # A launcher that sets no size (PALS before 1.2) leaves it to the decomposition.
-    size = int(environment.get(names.world_size, expected))
+    # A launcher that sets no size leaves it to the decomposition.
+    size = _number(environment, names.world_size) if names.world_size in environment else expected
     if size != expected:
         raise EngineError(
             f"the decomposition needs {expected} ranks, but {names.launcher} started {size} "
             f"({names.world_size}={size})",
-            "start as many processes as the decomposition has ranks",
+            f"start exactly {expected} processes; if each says it is alone, check srun's --mpi=",
         )
-    rank = int(environment[names.rank])
-    local = int(environment.get(names.local_rank, rank))
-    return Place(rank, local, size, environment.get("SLURMD_NODENAME") or socket.gethostname())
+    rank = _number(environment, names.rank)
+    if rank >= size:
+        raise EngineError(
+            f"{names.rank}={rank}, but {size} ranks are numbered 0 to {size - 1}",
+            f"start exactly {expected} processes",
+        )
+    return Place(rank, _number(environment, names.local_rank), size, socket.gethostname())

@@ -1,8 +1,9 @@
 """How ranks find each other: rank 0 opens a store on a port the kernel picks and publishes it.
 
 A port chosen beforehand, on another node or from a job id, can be taken. Here nothing is chosen:
-rank 0 binds port 0 and writes address and port into the run folder, which all ranks share. What a
-dead earlier try of the same attempt may have left there is recognised by its job and replaced.
+rank 0 binds port 0 and writes address and port into the run folder, which all ranks share. What an
+earlier try of the same attempt may have left there is recognised by a key: the store must hold the one
+that was published with its address, because the port may by now belong to another run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import socket
 import struct
 import time
@@ -25,9 +27,8 @@ from hpcdl.telemetry import write_whole
 
 _POLL_S = 0.05
 _CONNECT_S = 5.0  # one try to reach a published address; it may be stale
-_SIOCGIFADDR = 0x8915
-# What tells one start of an attempt from another, where the scheduler may start it again by itself.
-_START_VARIABLES = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "PBS_JOBID")
+_SIOCGIFADDR = 0x8915  # asks Linux for an interface's IPv4 address, netdevice(7)
+_KEY = "rendezvous key"
 
 
 def meet(place: Place, rules: Rendezvous, file: Path) -> TCPStore:
@@ -46,6 +47,8 @@ def meet(place: Place, rules: Rendezvous, file: Path) -> TCPStore:
     store = _open(place, rules, file) if place.rank == 0 else _find(place, file, deadline, rules)
     store.set(f"host/{place.rank}", place.host)
     _wait_for_all(place, store, deadline, rules)
+    # Groups are made through the store, by ranks that may be this much apart.
+    store.set_timeout(timedelta(seconds=rules.timeout_seconds))
     return store
 
 
@@ -74,19 +77,17 @@ def own_address(rules: Rendezvous) -> str:
         except OSError as error:
             known = ", ".join(name for _, name in socket.if_nameindex())
             raise EngineError(
-                f"{rules.interface!r} has no IPv4 address on {socket.gethostname()}: {error.strerror}",
+                f"interface {rules.interface!r} has no IPv4 address on {socket.gethostname()}: "
+                f"{error.strerror}",
                 f"interfaces here: {known}; correct rendezvous.interface in the site file",
             ) from None
 
 
-def _start() -> str:
-    return "/".join(os.environ.get(name, "") for name in _START_VARIABLES)
-
-
 def _open(place: Place, rules: Rendezvous, file: Path) -> TCPStore:
     store = TCPStore("0.0.0.0", 0, place.world_size, is_master=True, wait_for_workers=False)  # noqa: S104
-    published = {"address": own_address(rules), "port": store.port, "start": _start()}
-    write_whole(file, json.dumps(published) + "\n")
+    key = secrets.token_hex(8)
+    store.set(_KEY, key)
+    write_whole(file, json.dumps({"address": own_address(rules), "port": store.port, "key": key}) + "\n")
     return store
 
 
@@ -95,15 +96,12 @@ def _find(place: Place, file: Path, deadline: float, rules: Rendezvous) -> TCPSt
     while time.monotonic() < deadline:
         published = _published(file)
         if published is not None:
-            address, port = published
+            address, port, key = published
             try:
-                return TCPStore(
-                    address, port, place.world_size, is_master=False, wait_for_workers=False,
-                    timeout=timedelta(seconds=_CONNECT_S),
-                )  # fmt: skip
+                return _connect(address, port, key)
             except (DistStoreError, RuntimeError) as error:
                 reason = (
-                    f"rank 0 published {address}:{port}, which cannot be reached from {place.host}: {error}"
+                    f"{file} says {address}:{port}, where rank 0 cannot be reached from {place.host}: {error}"
                 )
         time.sleep(_POLL_S)
     raise EngineError(
@@ -112,13 +110,22 @@ def _find(place: Place, file: Path, deadline: float, rules: Rendezvous) -> TCPSt
     )
 
 
-def _published(file: Path) -> tuple[str, int] | None:
-    """Where rank 0 waits, if it has said so in this start of the attempt."""
+def _published(file: Path) -> tuple[str, int, str] | None:
+    """Address, port and key that the newest rank 0 wrote, or an earlier one."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return (content["address"], content["port"]) if content["start"] == _start() else None
+        return content["address"], content["port"], content["key"]
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _connect(address: str, port: int, key: str) -> TCPStore:
+    limit = timedelta(seconds=_CONNECT_S)
+    store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=limit)
+    store.wait([_KEY], limit)
+    if store.get(_KEY).decode() != key:
+        raise DistStoreError("the store there belongs to another run")
+    return store
 
 
 def _wait_for_all(place: Place, store: TCPStore, deadline: float, rules: Rendezvous) -> None:
@@ -147,8 +154,3 @@ def _await(store: TCPStore, keys: list[str], limit: timedelta, message: str) -> 
         store.wait(keys, limit)
     except (DistStoreError, RuntimeError):
         raise EngineError(message, "rank 0's log names the ranks that never came") from None
-
-
-def hosts(store: TCPStore, world_size: int) -> list[str]:
-    """The host of every rank, in rank order."""
-    return [store.get(f"host/{rank}").decode() for rank in range(world_size)]

@@ -56,10 +56,18 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_end(tmp_path):
     assert run(blocker, "sys.exit(7)").returncode == 7
 
 
-def test_sigterm_ends_a_process_whose_main_thread_is_stuck(tmp_path):
-    """A rank inside a collective never returns to the interpreter, so a handler would never run."""
-    stuck = "print('stuck', flush=True); threading.Lock().acquire(); lock = threading.Lock(); lock.acquire(); lock.acquire()"
-    command = [sys.executable, "-c", START + f"def work():\n    {stuck}\nending.guard(work)", str(tmp_path)]
+# The libc call keeps the interpreter's main thread away, as a collective does: a Python handler would never run.
+STUCK = "import ctypes; print('stuck', flush=True); [ctypes.CDLL(None).sleep(100) for _ in range(100)]"
+EARLY_THREAD = (
+    "import threading, time\nthreading.Thread(target=time.sleep, args=(100,), daemon=True).start()\n"
+)
+
+
+@pytest.mark.parametrize("before", ["", EARLY_THREAD], ids=["alone", "beside a thread of a library"])
+def test_sigterm_ends_a_process_whose_main_thread_is_stuck(tmp_path, before):
+    """A thread that was there first does not block the signal; it must not die of it without a record."""
+    program = before + START + f"def work():\n    {STUCK}\nending.guard(work)"
+    command = [sys.executable, "-c", program, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "stuck\n"
     time.sleep(0.2)

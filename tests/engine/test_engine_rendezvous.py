@@ -2,12 +2,13 @@
 
 import json
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from hpcdl.engine.ranks import Place
-from hpcdl.engine.rendezvous import hosts, meet, own_address
+from hpcdl.engine.rendezvous import meet, own_address
 from hpcdl.errors import EngineError
 from hpcdl.spec.experiment import Rendezvous
 
@@ -18,7 +19,6 @@ LOOPBACK = Rendezvous(address="loopback", timeout_seconds=20)
 def _own_environment(monkeypatch):
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "lo")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
 
 def everybody(file, size, rules=LOOPBACK, absent=()):
@@ -28,20 +28,46 @@ def everybody(file, size, rules=LOOPBACK, absent=()):
         return [future.exception() or future.result() for future in futures]
 
 
+def hosts(stores):
+    """What every rank finds of every rank."""
+    return [[store.get(f"host/{rank}").decode() for rank in range(len(stores))] for store in stores]
+
+
 def test_ranks_meet_and_know_each_others_hosts(tmp_path):
     stores = everybody(tmp_path / "r" / "attempt-1.json", 4)
-    assert hosts(stores[3], 4) == ["n0", "n1", "n2", "n3"]
+    assert hosts(stores) == [["n0", "n1", "n2", "n3"]] * 4
 
 
-def test_a_stale_address_of_a_dead_start_is_not_believed(tmp_path):
-    """The file of an earlier start names a port where somebody else may listen now."""
+def stale(file, port):
+    file.write_text(json.dumps({"address": "127.0.0.1", "port": port, "key": "of an earlier start"}))
+
+
+def test_a_stale_address_where_nobody_listens_is_left_alone(tmp_path):
     file = tmp_path / "attempt-1.json"
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        file.write_text(json.dumps({"address": "127.0.0.1", "port": port, "start": "an earlier one"}))
-        stores = everybody(file, 2)
-    assert hosts(stores[1], 2) == ["n0", "n1"]
-    assert json.loads(file.read_text())["port"] != port
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        stale(file, gone.getsockname()[1])
+    assert hosts(everybody(file, 2)) == [["n0", "n1"]] * 2
+
+
+def test_a_stale_address_that_another_run_took_over_is_not_joined(tmp_path):
+    """The kernel may give the port of a dead rank 0 to the store of another run on that node."""
+    file, other_file = tmp_path / "attempt-1.json", tmp_path / "other.json"
+    other = everybody(other_file, 1)[0]
+    stale(file, other.port)
+    late = [Place(rank, rank, 3, f"n{rank}") for rank in (1, 2)]
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(meet, place, LOOPBACK, file) for place in late]
+        time.sleep(0.3)  # they have read the stale file by now
+        first = meet(Place(0, 0, 3, "n0"), LOOPBACK, file)
+        stores = [first, *(future.result() for future in futures)]
+    assert hosts(stores) == [["n0", "n1", "n2"]] * 3
+    assert not other.check(["host/1"])
+
+
+def test_the_store_waits_for_slow_ranks_later_too(tmp_path):
+    """Groups are made when models are built, which takes some ranks longer than a connection may."""
+    for store in everybody(tmp_path / "a.json", 2):
+        assert store.timeout.total_seconds() == LOOPBACK.timeout_seconds
 
 
 def test_a_rank_that_never_comes_is_named(tmp_path):

@@ -25,7 +25,10 @@ PRODUCTS = [
     {"data": 2, "pipeline": 2, "x": 2}, {"data": 2, "x": 2, "y": 2}, {"pipeline": 3, "x": 2, "y": 2},
     {"pipeline": 3, "z": 2}, {"data": 2, "pipeline": 2, "z": 2, "microbatch": 2},
 ]  # fmt: skip
-LARGE = [{"data": 2, "pipeline": 2, "x": 2, "y": 2}, {"data": 2, "x": 2, "y": 2, "z": 2, "pipeline": 2}]
+LARGE = [
+    pytest.param({"data": 2, "pipeline": 2, "x": 2, "y": 2}, marks=pytest.mark.slow),
+    pytest.param({"data": 2, "pipeline": 2, "x": 2, "y": 2, "z": 2}, marks=pytest.mark.slow),
+]
 
 
 def experiment(model, precision="fp32", bucket_mib=0.002):

