@@ -63,7 +63,7 @@ class AdamW:
             gradient_scale: what gradients are multiplied with first (clipping).
         """
         if gradient_scale != 1.0:
-            torch._foreach_mul_([slot.gradient for slot in self._slots], gradient_scale)  # noqa: SLF001
+            torch._foreach_mul_([slot.gradient for slot in self._slots], gradient_scale)
         for master, slot in zip(self._masters, self._slots, strict=True):
             master.grad = slot.gradient
         for group in self._adamw.param_groups:
