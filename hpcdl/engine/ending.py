@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from hpcdl.engine.ranks import host_name
 from hpcdl.errors import HpcdlError
 from hpcdl.telemetry import ExitRecord, write_exit
 
@@ -82,7 +82,7 @@ class Ending:
     ) -> NoReturn:  # fmt: skip
         self._decided.acquire()  # never released: a second ender waits until the first has left
         record = ExitRecord(
-            self._rank, socket.gethostname(), when or time.time(), code, signal_number, exception, reason
+            self._rank, host_name(), when or time.time(), code, signal_number, exception, reason
         )
         try:
             write_exit(self._record, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ _LAUNCHERS = (
 )
 
 
+def host_name(environment: Mapping[str, str] = os.environ) -> str:
+    """What the scheduler calls this node, else what it calls itself."""
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def own_rank(environment: Mapping[str, str]) -> int:
     """This process's rank as its launcher says; 0 if none does.
 
@@ -64,7 +70,7 @@ def discover(environment: Mapping[str, str], expected: int) -> Place:
     if names is not None:
         return _place(names, environment, expected)
     if expected == 1:
-        return Place(0, 0, 1, socket.gethostname())
+        return Place(0, 0, 1, host_name(environment))
     known = ", ".join(names.rank for names in _LAUNCHERS)
     raise EngineError(
         f"this process cannot tell which of {expected} ranks it is: none of {known} is set",
@@ -104,4 +110,4 @@ def _place(names: _Names, environment: Mapping[str, str], expected: int) -> Plac
             f"{names.rank}={rank}, but {size} ranks are numbered 0 to {size - 1}",
             f"start exactly {expected} processes",
         )
-    return Place(rank, _number(environment, names.local_rank), size, socket.gethostname())
+    return Place(rank, _number(environment, names.local_rank), size, host_name(environment))

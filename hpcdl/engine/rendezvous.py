@@ -99,7 +99,7 @@ def _find(place: Place, file: Path, deadline: float, rules: Rendezvous) -> TCPSt
             address, port, key = published
             try:
                 return _connect(address, port, key)
-            except (DistStoreError, RuntimeError) as error:
+            except (DistStoreError, RuntimeError, OSError) as error:
                 reason = (
                     f"{file} says {address}:{port}, where rank 0 cannot be reached from {place.host}: {error}"
                 )
@@ -120,6 +120,8 @@ def _published(file: Path) -> tuple[str, int, str] | None:
 
 
 def _connect(address: str, port: int, key: str) -> TCPStore:
+    # A store retries a refused connection for seconds, in which a newer address may be published.
+    socket.create_connection((address, port), timeout=_CONNECT_S).close()
     limit = timedelta(seconds=_CONNECT_S)
     store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=limit)
     store.wait([_KEY], limit)

@@ -162,7 +162,8 @@ class Training:
         self._recorder.event("checkpoint", step=progress.step)
 
     def _restore(self) -> None:
-        found = self._checkpoints.newest()
+        world = self._learner.groups.world
+        found = self._checkpoints.newest(lambda step: world.agree(step, self._learner.device))
         if found is not None:
             step, state = found
             self._learner.load(state["optimizer"])

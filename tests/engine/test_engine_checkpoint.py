@@ -1,5 +1,9 @@
 """A checkpoint is complete or it is not there."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -54,6 +58,50 @@ def test_one_that_was_never_finished_is_not_seen_and_removed_by_the_next(tmp_pat
     assert not (tmp_path / ".7.part").exists()
 
 
+def test_a_damaged_later_one_does_not_push_out_a_sound_one(tmp_path):
+    saved(tmp_path, 5, 10)
+    (tmp_path / "10" / MANIFEST).unlink()
+    assert saved(tmp_path, 7, keep=1).newest()[0] == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "7"]
+
+
+def test_a_torn_shard_is_named_with_the_way_out(tmp_path):
+    checkpoints = saved(tmp_path, 5)
+    shard = tmp_path / "5" / "rank-00000.pt"
+    for content in (shard.read_bytes()[:200], b"", b"text"):
+        shard.write_bytes(content)
+        with pytest.raises(EngineError, match=r"5/rank-00000\.pt cannot be read") as refused:
+            checkpoints.newest()
+        assert f"move {tmp_path}/5 away" in refused.value.hint
+
+
+def test_ranks_save_and_load_their_own_part_of_one_step(tmp_path):
+    """Rank 1 is the slow one: nothing is complete before it has written."""
+    two, ready = Decomposition(data=2), threading.Barrier(2)
+    ranks = [Checkpoints(tmp_path, two, rank, 2) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ranks[0].save, 5, {"rank": 0}, ready.wait)
+        time.sleep(0.1)
+        assert ranks[0].newest() is None
+        ranks[1].save(5, {"rank": 1}, ready.wait)
+        first.result()
+    assert [rank.newest() for rank in ranks] == [(5, {"rank": 0}), (5, {"rank": 1})]
+
+
+def test_rank_0_decides_where_all_go_on(tmp_path):
+    """Another rank may see a newer checkpoint, or none yet."""
+    ready = threading.Barrier(2)
+    ranks = [Checkpoints(tmp_path, Decomposition(data=2), rank, 2) for rank in (0, 1)]
+    for step in (5, 10):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda one, s=step: one.save(s, {"step": s}, ready.wait), ranks))
+    assert ranks[0].newest(lambda step: step) == (10, {"step": 10})
+    assert ranks[1].newest(lambda _: 5) == (5, {"step": 5})
+    assert ranks[1].newest(lambda _: 0) is None
+    with pytest.raises(EngineError, match="rank 1 cannot read"):
+        ranks[1].newest(lambda _: 15)
+
+
 def test_a_repeated_step_replaces_the_old_one(tmp_path):
     saved(tmp_path, 5)
     Checkpoints(tmp_path, ONE, 0, 2).save(5, {"weight": torch.zeros(1)}, nobody_else)
@@ -82,6 +130,6 @@ def test_what_is_no_manifest_is_none(text):
 @given(st.sets(st.integers(0, 1000)), st.integers(1, 5))
 def test_superfluous_never_names_the_newest(steps, keep):
     names = [str(step) for step in steps]
-    kept = set(names) - set(superfluous(names, keep))
+    kept = set(names) - set(superfluous(names, 1000, keep))
     assert sorted(map(int, kept)) == sorted(steps)[-keep:]
     assert complete([*names, ".3.part", "x"]) == sorted(steps)

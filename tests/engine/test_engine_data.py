@@ -24,9 +24,11 @@ def test_every_epoch_sees_every_sequence_once(batch, sequences, seed):
 
 
 @given(batch=sizes, sequences=sizes, step=st.integers(1, 50))
-def test_a_step_can_be_asked_for_without_those_before_it(batch, sequences, step):
+def test_a_step_is_the_same_piece_of_the_order_whatever_was_asked_before(batch, sequences, step):
     """A restarted run goes on with exactly the data it would have seen."""
-    assert np.array_equal(step_indices(step, batch, sequences, 0), step_indices(step, batch, sequences, 0))
+    alone = step_indices(step, batch, sequences, 0)
+    order = np.concatenate([step_indices(before, 1, sequences, 0) for before in range(1, step * batch + 1)])
+    assert np.array_equal(alone, order[-batch:])
 
 
 def test_another_seed_is_another_order():
@@ -37,6 +39,12 @@ def test_another_seed_is_another_order():
 def test_shards_partition_a_step(shards, rows):
     batch = list(range(shards * rows))
     assert [row for shard in range(shards) for row in batch[shard_rows(len(batch), shard, shards)]] == batch
+
+
+def test_shards_that_do_not_divide_the_batch_are_refused():
+    """Rounding down would silently train on fewer sequences."""
+    with pytest.raises(EngineError, match="global_batch 10 cannot be shared evenly by 4"):
+        shard_rows(10, 0, 4)
 
 
 @pytest.fixture
@@ -54,8 +62,21 @@ def test_read_tokens_takes_files_in_the_order_of_their_names(corpus):
 
 
 def test_read_tokens_of_nothing_names_the_place(corpus):
-    with pytest.raises(EngineError, match="no text to train on"):
+    with pytest.raises(EngineError, match=r"no text to train on in .* that match '\*\.md' are none"):
         read_tokens(Data(path=str(corpus), pattern="*.md"))
+    (corpus / "empty.md").touch()
+    with pytest.raises(EngineError, match=r"'\*\.md' are empty"):
+        read_tokens(Data(path=str(corpus), pattern="*.md"))
+    with pytest.raises(EngineError, match="nowhere does not exist"):
+        read_tokens(Data(path=str(corpus / "nowhere")))
+
+
+def test_read_tokens_is_the_same_wherever_the_files_stand(corpus, tmp_path_factory):
+    """Ranks on other nodes read copies; the order of a directory is the file system's own."""
+    other = tmp_path_factory.mktemp("copy")
+    for name in ("a.txt", "b.txt", "c.bin"):
+        (other / name).write_bytes((corpus / name).read_bytes())
+    assert np.array_equal(read_tokens(Data(path=str(corpus))), read_tokens(Data(path=str(other))))
 
 
 def test_read_tokens_of_the_standard_library_is_python_source():

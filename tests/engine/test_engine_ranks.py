@@ -1,13 +1,14 @@
 """Every launcher has its own names for which rank a process is."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from hpcdl.engine.ranks import discover, own_rank
+from hpcdl.engine.ranks import discover, host_name, own_rank
 from hpcdl.errors import EngineError
 
 PACKAGE = Path(__file__).parents[2]
@@ -87,3 +88,9 @@ def test_discover_another_number_of_ranks_names_both():
 def test_own_rank_is_known_before_anything_is_checked():
     assert own_rank(SLURM) == 5
     assert own_rank({}) == 0
+
+
+def test_host_name_is_what_the_scheduler_calls_the_node():
+    """A node's name in Slurm need not be what the machine calls itself, and users know the former."""
+    assert host_name({"SLURMD_NODENAME": "n3"}) == "n3"
+    assert host_name({}) == socket.gethostname()

@@ -84,6 +84,15 @@ def test_a_rank_without_rank_0_says_where_it_looked(tmp_path):
     assert "a.json never appeared" in alone.message
 
 
+def test_a_rank_that_finds_nobody_at_the_address_says_so(tmp_path):
+    rules = Rendezvous(address="loopback", timeout_seconds=1)
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        stale(tmp_path / "a.json", gone.getsockname()[1])
+    (alone,) = everybody(tmp_path / "a.json", 2, rules, absent=(0,))
+    assert "rank 0 cannot be reached from n1" in alone.message
+    assert "refused" in alone.message
+
+
 def test_own_address_follows_the_sites_rule():
     assert own_address(LOOPBACK) == "127.0.0.1"
     assert own_address(Rendezvous(suffix=".hsn.example.org")) == socket.gethostname() + ".hsn.example.org"

@@ -59,11 +59,16 @@ def complete(names: Iterable[str]) -> list[int]:
     return sorted(int(name) for name in names if _STEP_FOLDER.fullmatch(name))
 
 
-def superfluous(names: Iterable[str], keep: int) -> list[str]:
-    """Folders to remove: all but the newest ``keep`` checkpoints, and what was never finished."""
+def superfluous(names: Iterable[str], step: int, keep: int) -> list[str]:
+    """Folders to remove once the checkpoint of ``step`` is complete.
+
+    These are all but the newest ``keep`` up to ``step``, and what was never finished. A later one
+    would have been gone on from if it were sound; it is left for the user to look at, and does not
+    count, or it would push out a sound one.
+    """
     names = list(names)
-    old = complete(names)[:-keep]
-    return [str(step) for step in old] + [name for name in names if _UNFINISHED.fullmatch(name)]
+    old = [found for found in complete(names) if found <= step][:-keep]
+    return [str(found) for found in old] + [name for name in names if _UNFINISHED.fullmatch(name)]
 
 
 def is_whole(folder: Path, manifest: Manifest) -> bool:

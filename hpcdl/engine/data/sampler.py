@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
+
+from hpcdl.errors import EngineError
 
 
 def step_indices(step: int, global_batch: int, sequences: int, seed: int) -> npt.NDArray[np.int64]:
@@ -23,12 +27,25 @@ def step_indices(step: int, global_batch: int, sequences: int, seed: int) -> npt
     epochs, within = np.divmod(positions, sequences)
     indices = np.empty_like(positions)
     for epoch in np.unique(epochs):
-        order = np.random.Generator(np.random.Philox(key=[seed, int(epoch)])).permutation(sequences)
-        indices[epochs == epoch] = order[within[epochs == epoch]]
+        indices[epochs == epoch] = _epoch_order(seed, int(epoch), sequences)[within[epochs == epoch]]
     return indices
 
 
+@lru_cache(maxsize=2)  # a step rarely spans more; a million sequences take tens of milliseconds to permute
+def _epoch_order(seed: int, epoch: int, sequences: int) -> npt.NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(sequences)
+
+
 def shard_rows(global_batch: int, shard: int, shards: int) -> slice:
-    """The rows of a step that batch shard ``shard`` of ``shards`` takes."""
-    rows = global_batch // shards
+    """The rows of a step that batch shard ``shard`` of ``shards`` takes.
+
+    Raises:
+        EngineError: they cannot be shared evenly.
+    """
+    rows, left = divmod(global_batch, shards)
+    if left:
+        raise EngineError(
+            f"training.global_batch {global_batch} cannot be shared evenly by {shards} batch shards",
+            "choose a multiple of data times z",
+        )
     return slice(shard * rows, (shard + 1) * rows)

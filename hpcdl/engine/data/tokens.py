@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from hpcdl.spec.training import Data
 DOCUMENT_END = b"\0"
 """Stands between documents; it does not occur in text."""
 
+_SHARED = "every compute node must see the files, and you must be allowed to read them"
+
 # Third-party packages and tests differ from machine to machine; the library itself does not.
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
@@ -23,7 +26,7 @@ def read_tokens(data: Data) -> npt.NDArray[np.uint8]:
     """All tokens, one byte each, documents in the order of their names, at most ``max_bytes``.
 
     Raises:
-        EngineError: there is nothing to read.
+        EngineError: there is nothing to read, or a file cannot be read.
     """
     parts: list[bytes] = []
     size = 0
@@ -33,11 +36,15 @@ def read_tokens(data: Data) -> npt.NDArray[np.uint8]:
         try:
             content = path.read_bytes()[: data.max_bytes - size]
         except OSError as error:
-            raise EngineError(f"cannot read {path}: {error.strerror or error}") from None
+            raise EngineError(f"cannot read {path}: {error.strerror or error}", _SHARED) from None
         parts.append(content)
         size += len(content)
     if not size:
-        raise EngineError(f"no text to train on in {data.path or data.source} (pattern {data.pattern!r})")
+        raise EngineError(
+            f"no text to train on in {data.path or data.source}: its files that match {data.pattern!r} are "
+            f"{'empty' if parts else 'none'}",
+            "correct data.path or data.pattern",
+        )
     return np.frombuffer(DOCUMENT_END.join(parts), dtype=np.uint8)
 
 
@@ -46,6 +53,8 @@ def _files(data: Data) -> Iterator[Path]:
         yield from _library_files(Path(sysconfig.get_paths()["stdlib"]))
         return
     root = Path(data.path or "")
+    if not root.exists():
+        raise EngineError(f"data.path {root} does not exist on {socket.gethostname()}", _SHARED)
     if root.is_file():
         yield root
     else:

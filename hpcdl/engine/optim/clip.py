@@ -15,9 +15,9 @@ def squared_norm(slots: Sequence[Slot]) -> torch.Tensor:
     An element that several ranks hold is counted by each with weight 1/replicas, so the sum over
     the world counts every element once.
     """
-    norms = torch._foreach_norm([slot.gradient for slot in slots])  # noqa: SLF001 - torch's own clip does the same
-    weights = torch.tensor([1.0 / slot.replicas for slot in slots], dtype=torch.float64)
-    return (torch.stack(norms).double().cpu().square() * weights).sum()
+    norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots]))  # noqa: SLF001 - as torch's own clip
+    weights = torch.tensor([1.0 / slot.replicas for slot in slots], dtype=torch.float64, device=norms.device)
+    return (norms.double().square() * weights).sum()
 
 
 def scale(norm: float, limit: float) -> float:
