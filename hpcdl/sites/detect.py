@@ -83,8 +83,13 @@ def local_site() -> Site:
 
 
 def describe(cores: int, memory_bytes: int, gpus: list[Gpu]) -> Site:
-    """A machine of ``cores`` usable cores, ``memory_bytes`` of memory and ``gpus`` as the site ``local``."""
-    node = _gpu_node(cores, memory_bytes, gpus) if gpus else _cpu_node(cores, memory_bytes)
+    """A machine of ``cores`` usable cores, ``memory_bytes`` of memory and ``gpus`` as the site ``local``.
+
+    Its queues are ``cpu`` and, where there are GPUs, ``gpu``, which is then the default.
+    """
+    nodes = {"cpu": _cpu_node(cores, memory_bytes)}
+    if gpus:
+        nodes["gpu"] = _gpu_node(cores, memory_bytes, gpus)
     return Site(
         name="local",
         description="this machine, without a scheduler",
@@ -94,9 +99,9 @@ def describe(cores: int, memory_bytes: int, gpus: list[Gpu]) -> Site:
         ),
         scheduler=Scheduler(kind="local", poll_seconds=0.2),
         launch=Launch(launcher="fork"),
-        partitions={"local": Partition(node="local", max_nodes=1, shared=True)},
-        default_partition="local",
-        nodes={"local": node},
+        partitions={name: Partition(node=name, max_nodes=1, shared=True) for name in nodes},
+        default_partition="gpu" if gpus else "cpu",
+        nodes=nodes,
         rendezvous=Rendezvous(address="loopback"),
     )
 

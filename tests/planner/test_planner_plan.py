@@ -212,9 +212,9 @@ def test_the_advised_device_counts_do_work(perlmutter, experiment_of):
 
 def test_a_precision_the_device_lacks_is_refused(experiment_of):
     site = describe(4, 2**34, [])
-    node = site.nodes["local"]
+    node = site.nodes["cpu"]
     only_fp32 = node.device.model_copy(update={"peak_tflops": {"fp32": 1.0}})
-    plain = site.model_copy(update={"nodes": {"local": node.model_copy(update={"device": only_fp32})}})
+    plain = site.model_copy(update={"nodes": {"cpu": node.model_copy(update={"device": only_fp32})}})
     with pytest.raises(UsageError, match="bf16 is not supported"):
         plan(experiment_of(), plain, 4)
 

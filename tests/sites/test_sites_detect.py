@@ -55,3 +55,10 @@ def test_an_unlisted_gpu_says_that_nothing_was_measured():
         kind="gpu", model="B999", memory="64GiB", memory_bandwidth=1600, peak_tflops={"bf16": 100}
     )
     assert "nothing measured for B999" in default_profile(device).source
+
+
+def test_a_machine_with_a_gpu_can_still_be_asked_for_its_cores():
+    """The example wants four ranks; a workstation with one GPU runs it on the CPU by resources.queue=cpu."""
+    site = describe(8, 2**34, [Gpu("NVIDIA A100-SXM4-40GB", 40536)])
+    assert (site.default_partition, site.node(None).devices) == ("gpu", 1)
+    assert (site.node("cpu").device.kind, site.node("cpu").devices) == ("cpu", 8)
