@@ -32,12 +32,18 @@ def spread(resources: Resources, site: Site) -> Layout:
 
     Raises:
         UsageError: an unknown queue.
-        InfeasibleError: more devices a node than there are.
+        InfeasibleError: more devices a node than there are, or more nodes than the one there is.
         SiteError: several nodes without a network between them.
     """
     key, partition = find_partition(resources.queue, site)
     node = site.nodes[partition.node]
     nodes, ranks_per_node = _count(resources, node, key)
+    if nodes > 1 and partition.max_nodes == 1:
+        raise InfeasibleError(
+            f"{nodes * ranks_per_node} devices are asked for, but queue {key} of site {site.name} is one node "
+            f"with {node.devices} ({node.device.model})",
+            _roomier(nodes * ranks_per_node, site) or f"ask for at most --gpus {node.devices}",
+        )
     if nodes > 1 and not node.links.inter_node:
         raise SiteError(
             f"site {site.name} states no network between nodes, but this job needs {nodes} of them",
@@ -45,6 +51,13 @@ def spread(resources: Resources, site: Site) -> Layout:
         )
     cores = _cores(node, partition, ranks_per_node)
     return Layout(nodes=nodes, ranks_per_node=ranks_per_node, cores_per_rank=cores)
+
+
+def _roomier(ranks: int, site: Site) -> str | None:
+    """Queues that hold so many ranks on one node, as advice."""
+    fitting = [key for key, other in site.partitions.items() if site.nodes[other.node].devices >= ranks]
+    settings = " or ".join(f"--set resources.queue={key}" for key in fitting)
+    return f"a node of another queue has enough: {settings}" if fitting else None
 
 
 def find_partition(queue: str | None, site: Site) -> tuple[str, Partition]:

@@ -1,8 +1,11 @@
 import pytest
 
+from hpcdl.errors import InfeasibleError
+from hpcdl.planner.layout import spread
 from hpcdl.sites.detect import Gpu, describe, parse_gpus
 from hpcdl.sites.profile import default_profile
 from hpcdl.sites.site import Device
+from hpcdl.spec.job import Resources
 
 # nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits, as drivers print it.
 FOUR = "NVIDIA A100-SXM4-40GB, 40960\n" * 4
@@ -62,3 +65,13 @@ def test_a_machine_with_a_gpu_can_still_be_asked_for_its_cores():
     site = describe(8, 2**34, [Gpu("NVIDIA A100-SXM4-40GB", 40536)])
     assert (site.default_partition, site.node(None).devices) == ("gpu", 1)
     assert (site.node("cpu").device.kind, site.node("cpu").devices) == ("cpu", 8)
+
+
+def test_more_ranks_than_the_one_gpu_points_to_the_cores():
+    site = describe(8, 2**34, [Gpu("NVIDIA A100-SXM4-40GB", 40536)])
+    with pytest.raises(InfeasibleError, match="4 devices are asked for") as refused:
+        spread(Resources(gpus=4), site)
+    assert "--set resources.queue=cpu" in refused.value.hint
+    with pytest.raises(InfeasibleError) as refused:
+        spread(Resources(gpus=64), site)
+    assert "--gpus 1" in refused.value.hint
