@@ -40,8 +40,8 @@ def spread(resources: Resources, site: Site) -> Layout:
     nodes, ranks_per_node = _count(resources, node, key)
     if nodes > 1 and partition.max_nodes == 1:
         raise InfeasibleError(
-            f"{nodes * ranks_per_node} devices are asked for, but queue {key} of site {site.name} is one node "
-            f"with {node.devices} ({node.device.model})",
+            f"{nodes * ranks_per_node} devices are asked for, but queue {key} of site {site.name} is one "
+            f"node with {node.devices} ({node.device.model})",
             _roomier(nodes * ranks_per_node, site) or f"ask for at most --gpus {node.devices}",
         )
     if nodes > 1 and not node.links.inter_node:

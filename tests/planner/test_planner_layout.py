@@ -99,9 +99,11 @@ def test_ranks_on_a_cpu_share_its_cores(cores, gpus, cores_per_rank):
     assert on(describe(cores, 2**34, []), gpus=gpus) == (1, gpus, cores_per_rank)
 
 
-def test_a_machine_without_a_network_is_one_node():
+def test_nodes_without_a_network_between_them_cannot_be_joined():
+    site = describe(2, 2**34, [])
+    wider = site.partitions["cpu"].model_copy(update={"max_nodes": 2})
     with pytest.raises(SiteError, match="states no network between nodes, but this job needs 2"):
-        on(describe(2, 2**34, []), gpus=16)
+        on(site.model_copy(update={"partitions": {"cpu": wider}}), gpus=16)
 
 
 def test_a_precision_without_a_peak_is_refused(perlmutter):
