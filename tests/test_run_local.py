@@ -16,14 +16,7 @@ from hpcdl.run_folder import RunFolder
 from hpcdl.runs import metrics, store
 from hpcdl.runs.record import RunState
 
-SPEC = """\
-name: tiny
-model: {family: gpt, layers: 2, hidden: 32, heads: 4, vocab: 256, sequence: 32}
-data: {source: text, path: corpus.txt}
-training: {global_batch: 8, steps: 6, precision: fp32, optimizer: {lr: 1.0e-2}}
-parallelism: {data: 2}
-resources: {gpus: 2, walltime: "00:05:00"}
-"""
+SPEC = (Path(__file__).parent / "tiny.yaml").read_text()
 
 
 @pytest.fixture

@@ -8,14 +8,7 @@ import pytest
 
 from hpcdl.__main__ import main
 
-TINY = """\
-name: tiny
-model: {family: gpt, layers: 2, hidden: 32, heads: 4, vocab: 256, sequence: 32}
-data: {source: text, path: corpus.txt}
-training: {global_batch: 8, steps: 6, precision: fp32, optimizer: {lr: 1.0e-2}}
-parallelism: {data: 2}
-resources: {gpus: 2, walltime: "00:05:00"}
-"""
+TINY = Path(__file__).parents[1] / "tiny.yaml"
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ def tiny(tmp_path, monkeypatch) -> Path:
     """An experiment that trains in seconds on two ranks; its runs go to a folder of the test."""
     (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
     path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
+    path.write_text(TINY.read_text())
     monkeypatch.setenv("HPCDL_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("HPCDL_SITE", raising=False)
     return path

@@ -14,6 +14,7 @@ from hpcdl.runs.record import (
     first_failure,
     verdict,
 )
+from hpcdl.schedulers.base import JobState
 from hpcdl.telemetry import ExitRecord, RunEvent
 
 SUBMITTED = Attempt(1, "7", RunState.RUNNING, submitted=1000.0)
@@ -111,6 +112,12 @@ def test_attempts_fold_events_in_order():
     first, second = attempts(events)
     assert (first.state, first.exit_code, first.job_id) == (RunState.FAILED, 1, "7")
     assert (second.state, second.job_id) == (RunState.QUEUED, "8")
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_every_state_of_a_job_is_a_state_of_a_run(state):
+    """Schedulers and runs do not know each other; the workflow carries states over by their words."""
+    assert RunState(state.value).over == state.over
 
 
 def test_describe_says_why_in_one_line():
