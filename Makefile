@@ -18,6 +18,7 @@ quickstart: $(VENV)/.engine  ## install into .venv, then plan, launch and train 
 	@$(BIN)/hpcdl plan examples/quickstart.yaml $(QUEUE)
 	@echo; echo "\$$ hpcdl submit examples/quickstart.yaml --follow $(QUEUE)"; echo
 	@$(BIN)/hpcdl submit examples/quickstart.yaml --follow $(QUEUE)
+	@echo; echo "hpcdl is in $(BIN); to type it as above: source $(BIN)/activate"
 
 test: $(VENV)/.test  ## install what the tests need, a real Slurm included where apt can, and run them all
 	@scripts/slurm.sh
