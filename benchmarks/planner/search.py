@@ -37,9 +37,8 @@ def main() -> None:
             start = time.perf_counter()
             evaluated = plan(experiment, site, gpus, spread(experiment.resources, site)).evaluated
             times.append(time.perf_counter() - start)
-        print(
-            f"{preset:>12} on {gpus:>6} GPUs: {evaluated:>7} candidates, {statistics.median(times) * 1e3:7.1f} ms"
-        )
+        median_ms = statistics.median(times) * 1e3
+        print(f"{preset:>12} on {gpus:>6} GPUs: {evaluated:>7} candidates, {median_ms:7.1f} ms")
 
 
 if __name__ == "__main__":
