@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hpcdl import shell
-from hpcdl.errors import SchedulerError, SiteError, UsageError
+from hpcdl.errors import HpcdlError, SchedulerError, SiteError, UsageError
 from hpcdl.planner.layout import layout, spread
 from hpcdl.planner.plan import Plan, plan
 from hpcdl.run_folder import RunFolder
@@ -104,6 +104,15 @@ def prepare(study: Study, runs: Path) -> RunFolder:
     """
     check_ready(study)
     folder = store.create(runs, study.experiment.name)
+    try:
+        _fill(folder, study)
+    except HpcdlError:
+        store.discard(folder)
+        raise
+    return folder
+
+
+def _fill(folder: RunFolder, study: Study) -> None:
     run = resolve(study, folder.path.name)
     store.write(folder.experiment, study.source.decode("utf-8"))
     store.write(folder.plan, json.dumps(study.plan.to_json(), indent=2) + "\n")
@@ -111,7 +120,6 @@ def prepare(study: Study, runs: Path) -> RunFolder:
     # Written last: a folder with this file is a run.
     store.write(folder.resolved, run.model_dump_json(indent=2) + "\n")
     store.note(folder, "created", site=study.site.name)
-    return folder
 
 
 def check_ready(study: Study) -> None:

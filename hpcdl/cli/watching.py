@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import typer
 
 from hpcdl import workflow
 from hpcdl.cli import render
-from hpcdl.errors import UsageError
+from hpcdl.errors import SchedulerError, UsageError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import archive, metrics, store
 from hpcdl.runs.logs import Follower, check_rank
@@ -33,11 +34,20 @@ def list_runs(runs: Path | None, *, json: bool) -> None:
     """Show every run, oldest first."""
     where = store.runs_folder(runs)
     folders = store.all_runs(where)
-    rows = [_row(folder, attempt) for folder, attempt in zip(folders, workflow.refresh(folders), strict=True)]
+    rows = [_row(folder, attempt) for folder, attempt in zip(folders, _refreshed(folders), strict=True)]
     if json:
         render.print_json(rows)
     else:
         render.runs(rows, where)
+
+
+def _refreshed(folders: Sequence[RunFolder]) -> list[Attempt]:
+    """States as they are now, or as last seen where a scheduler cannot be asked from here."""
+    try:
+        return workflow.refresh(folders)
+    except SchedulerError as error:
+        render.warning(f"states are as last seen: {error.message}", error.hint)
+        return [store.current(folder) for folder in folders]
 
 
 def _row(folder: RunFolder, attempt: Attempt) -> dict[str, Any]:

@@ -115,6 +115,8 @@ def verdict(attempt: Attempt, sighting: Sighting | None, evidence: Evidence, now
         evidence: what lies in the folder, read *after* the scheduler was asked.
         now: Unix time.
     """
+    if sighting is not None and sighting.state is RunState.UNKNOWN and evidence.script_exit is not None:
+        sighting = None  # a scheduler that cannot tell does not outweigh the script's own record
     if sighting is not None and not sighting.state.over:
         return replace(attempt, state=sighting.state, reason=sighting.words)
     if sighting is None and evidence.script_exit is None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -49,6 +50,11 @@ def create(runs: Path, name: str) -> RunFolder:
             "choose another folder with --runs DIR or $HPCDL_RUNS",
         ) from None
     return folder
+
+
+def discard(folder: RunFolder) -> None:
+    """Remove a run folder whose preparation failed; nothing was submitted from it."""
+    shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def all_runs(runs: Path) -> list[RunFolder]:

@@ -1,5 +1,7 @@
 """Every bad input gets a message that names the value, where it stands and the way out, and its exit code."""
 
+import os
+
 import pytest
 
 
@@ -82,6 +84,15 @@ def test_a_runs_folder_that_cannot_be_written_is_named(hpcdl, tiny, tmp_path):
     assert str(tmp_path / "taken") in result.err
 
 
+def test_a_preparation_that_fails_leaves_no_folder_behind(hpcdl, tiny, tmp_path):
+    """Slurm would rewrite the % in the path of the log, so such a folder is refused."""
+    runs = tmp_path / "100%j"
+    result = hpcdl("submit", tiny, "--site", "generic-slurm", "--runs", runs)
+    assert result.code == 2
+    assert "%j" in result.err
+    assert list(runs.iterdir()) == []
+
+
 def test_a_run_that_does_not_exist_is_named(hpcdl, tiny):
     result = hpcdl("status", "nothing")
     assert result.code == 2
@@ -106,6 +117,23 @@ def test_sbatch_that_refuses_is_quoted(hpcdl, tiny, monkeypatch, tmp_path):
     assert result.code == 4
     assert "invalid partition specified: gpu" in result.err
     assert "refused" in hpcdl("list").out
+
+
+def test_list_without_the_scheduler_shows_states_as_last_seen(hpcdl, tiny, monkeypatch, tmp_path):
+    """Runs of a cluster stay listed on a machine that has no Slurm."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sbatch").write_text("#!/bin/sh\necho 77\n")
+    (tools / "sbatch").chmod(0o755)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    assert hpcdl("submit", tiny, "--site", "generic-slurm").code == 0
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = hpcdl("list")
+    assert result.code == 0
+    assert "queued" in result.out
+    assert "squeue" in result.err
+    monkeypatch.setenv("PATH", path)
 
 
 def test_a_secret_in_the_environment_is_refused(hpcdl, tiny):

@@ -31,6 +31,13 @@ def test_verdict_believes_the_scheduler_while_the_job_lives(state):
     assert (after.state, after.reason) == (state, "Resources")
 
 
+def test_verdict_of_a_scheduler_that_cannot_tell_gives_way_to_the_scripts_record():
+    """A run of another machine, seen through a shared file system: only its folder knows the end."""
+    unknown = Sighting(RunState.UNKNOWN, "runs on elsewhere")
+    assert verdict(SUBMITTED, unknown, Evidence(0), LATER).state is RunState.COMPLETED
+    assert verdict(SUBMITTED, unknown, Evidence(), LATER).state is RunState.UNKNOWN
+
+
 def test_verdict_gone_without_a_record_is_lost_not_completed():
     after = verdict(SUBMITTED, None, Evidence(expected_ranks=2), LATER)
     assert after.state is RunState.LOST
