@@ -107,8 +107,9 @@ def plan(study: Study, top: int) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in _PLAN_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
+    best = "red" if study.plan.infeasible else "green"
     for candidate in study.plan.candidates[:top]:
-        table.add_row(*_plan_row(candidate), style="green" if candidate.rank == 1 else None)
+        table.add_row(*_plan_row(candidate), style=best if candidate.rank == 1 else None)
     _out.print(table)
     _plan_footer(study, top)
 
@@ -141,7 +142,7 @@ def _plan_footer(study: Study, top: int) -> None:
     result = study.plan
     hidden = max(0, result.feasible - top)
     more = f", {hidden} slower ones not shown" if hidden else ""
-    searched = f"{result.evaluated} candidates in {format_seconds(result.search_seconds)}"
+    searched = f"{result.evaluated} candidate{'s' * (result.evaluated != 1)} in {format_seconds(result.search_seconds)}"
     _out.print(f"[dim]{searched}: {result.feasible} feasible{more}[/]")
     for reason, count in result.refused.items():
         _out.print(f"[dim]  {count} refused: {escape(reason)}[/]")
@@ -161,7 +162,9 @@ def explanation(study: Study, lines: Sequence[str]) -> None:
 
 def submitted(study: Study, folder: RunFolder, job_id: str) -> None:
     """What was submitted, and where."""
-    _out.print(f"running [bold]{study.plan.best.decomposition}[/] on {study.layout.ranks} ranks")
+    ranks = study.layout.ranks
+    on = f" on {ranks} ranks" if ranks > 1 else ""
+    _out.print(f"running [bold]{study.plan.best.decomposition}[/]{on}")
     _out.print(f"submitted [bold]{folder.path.name}[/] as job {escape(job_id)} on {study.site.name}")
     _out.print(f"run folder: {escape(str(folder.path))}")
 

@@ -1,0 +1,95 @@
+"""What a person sees: tables, explanations and sites."""
+
+import json
+
+import pytest
+import yaml
+
+from hpcdl.sites.site import Site
+
+
+@pytest.fixture
+def auto(tiny):
+    """The tiny experiment with the choice left to the planner."""
+    tiny.write_text(tiny.read_text().replace("{data: 2}", "auto").replace("gpus: 2", "gpus: 4"))
+    return tiny
+
+
+def test_plan_shows_candidates_refusals_and_the_choice(hpcdl, auto):
+    result = hpcdl("plan", auto, "--set", "training.global_batch=6", "--top", "2")
+    assert result.code == 0
+    assert "tokens/s" in result.out
+    assert "slower ones not shown" in result.out
+    assert "refused: global_batch" in result.out
+    assert "would run" in result.out
+
+
+def test_plan_json_has_the_documented_keys(hpcdl, auto):
+    plan = json.loads(hpcdl("plan", auto, "--json").out)
+    assert {"experiment", "site", "gpus", "evaluated", "feasible", "refused", "search_seconds"} < plan.keys()
+    best = plan["candidates"][0]
+    assert sum(best["breakdown"].values()) == pytest.approx(best["step_seconds"])
+    assert sum(best["memory_breakdown"].values()) == pytest.approx(best["memory_gib"])
+    degrees = [best["decomposition"][axis] for axis in ("data", "pipeline", "x", "y", "z")]
+    assert degrees[0] * degrees[1] * degrees[2] * degrees[3] * degrees[4] == plan["gpus"] == 4
+
+
+def test_plan_explain_takes_a_candidate_apart(hpcdl, auto):
+    result = hpcdl("plan", auto, "--explain", "1")
+    assert "rank 1:" in result.out
+    assert "the best against the fastest that differs in" in result.out
+    missing = hpcdl("plan", auto, "--explain", "999")
+    assert missing.code == 2
+    assert "999" in missing.err
+
+
+def test_plan_past_a_queues_limits_says_that_submit_would_refuse(hpcdl, auto):
+    result = hpcdl(
+        "plan", auto, "--site", "perlmutter", "--nodes", "64", "--set", "training.global_batch=256"
+    )
+    assert result.code == 0
+    assert "submit would refuse this" in result.err
+
+
+def test_plan_of_an_explicit_decomposition_that_cannot_run_shows_it_and_exits_3(hpcdl, tiny):
+    result = hpcdl("plan", tiny, "--set", "parallelism.data=3")
+    assert result.code == 3
+    assert "1 refused: ranks" in result.out
+    assert "data 3" in result.err
+
+
+def test_dry_run_prints_the_script_and_writes_nothing(hpcdl, tiny, tmp_path):
+    result = hpcdl("submit", tiny, "--dry-run")
+    assert result.code == 0
+    assert result.out.startswith("#!/bin/bash")
+    assert "hpcdl.engine" in result.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_submit_dry_run_for_slurm_carries_what_was_asked(hpcdl, tiny):
+    asked = ("--site", "perlmutter", "--set", "resources.account=m1", "--set", "training.precision=bf16")
+    result = hpcdl("submit", tiny, "--dry-run", *asked)
+    assert result.code == 0
+    assert "#SBATCH --account=m1" in result.out
+    assert "#SBATCH --time=0-00:05:00" in result.out
+
+
+def test_list_of_nothing_says_how_to_start(hpcdl, tiny):
+    assert "hpcdl submit" in hpcdl("list").out
+    assert json.loads(hpcdl("list", "--json").out) == []
+
+
+def test_site_list_shows_every_machine(hpcdl):
+    table = hpcdl("site", "list").out
+    rows = json.loads(hpcdl("site", "list", "--json").out)
+    assert {"local", "perlmutter", "polaris"} <= {row["name"] for row in rows}
+    assert all(row["name"] in table for row in rows)
+
+
+def test_site_show_prints_a_site_file(hpcdl, tmp_path):
+    """What is shown can be saved, changed and used."""
+    shown = hpcdl("site", "show", "perlmutter")
+    assert Site.model_validate(yaml.safe_load(shown.out)).name == "perlmutter"
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(shown.out)
+    assert json.loads(hpcdl("site", "show", copy, "--json").out)["name"] == "perlmutter"
