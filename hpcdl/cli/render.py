@@ -142,7 +142,8 @@ def _plan_footer(study: Study, top: int) -> None:
     result = study.plan
     hidden = max(0, result.feasible - top)
     more = f", {hidden} slower ones not shown" if hidden else ""
-    searched = f"{result.evaluated} candidate{'s' * (result.evaluated != 1)} in {format_seconds(result.search_seconds)}"
+    candidates = "1 candidate" if result.evaluated == 1 else f"{result.evaluated} candidates"
+    searched = f"{candidates} in {format_seconds(result.search_seconds)}"
     _out.print(f"[dim]{searched}: {result.feasible} feasible{more}[/]")
     for reason, count in result.refused.items():
         _out.print(f"[dim]  {count} refused: {escape(reason)}[/]")
