@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,13 +13,15 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from hpcdl.planner.rank import Candidate
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.logs import Line, last_lines
+from hpcdl.runs.metrics import Progress, planned_step_seconds
 from hpcdl.runs.record import Attempt
 from hpcdl.sites.site import Site
 from hpcdl.units import format_bytes, format_count, format_seconds
@@ -89,7 +92,7 @@ def busy(what: str) -> Iterator[None]:
 @contextmanager
 def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for work that tells how many of how many are done."""
-    with Progress(console=_err, transient=True) as bars:
+    with Bars(console=_err, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -172,9 +175,11 @@ def submitted(study: Study, folder: RunFolder, job_id: str) -> None:
 
 def next_commands(folder: RunFolder, verbs: Sequence[str]) -> None:
     """What one would type next."""
+    runs = folder.path.parent
+    where = "" if runs == store.runs_folder(None) else f" --runs {shlex.quote(str(runs))}"
     for verb in verbs:
         word, _, flags = verb.partition(" ")
-        _out.print(f"  hpcdl {word} {folder.path.name} {flags}".rstrip(), style="bold")
+        _out.print(escape(f"  hpcdl {word} {folder.path.name} {flags}".rstrip() + where), style="bold")
 
 
 def detached(folder: RunFolder) -> None:
@@ -193,7 +198,7 @@ def follow(snapshots: Iterator[Snapshot], *, quiet: bool) -> Snapshot:
 def _follow_bar(snapshots: Iterator[Snapshot]) -> Snapshot:
     state, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
     columns = (state, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    with Progress(*columns, console=_out) as bars:
+    with Bars(*columns, console=_out) as bars:
         task = bars.add_task("queued", total=None, rate="")
         for last in snapshots:
             bars.update(
@@ -230,7 +235,7 @@ def summary(folder: RunFolder, last: Snapshot) -> None:
     _out.print(f"[green]completed[/] {done.step} steps, {format_seconds(done.seconds)} of training")
     if done.first_loss is not None and done.last_loss is not None and done.tokens_per_second is not None:
         _out.print(f"loss {done.first_loss:.4f} -> [bold]{done.last_loss:.4f}[/]")
-        _out.print(f"{format_count(done.tokens_per_second)} tokens/s")
+        _out.print(f"{format_count(done.tokens_per_second)} tokens/s, {_step_time(folder, done)}")
     _out.print(f"run folder: {escape(str(folder.path))}")
     _out.print("next, try:")
     next_commands(folder, ("status", "logs --rank 0", "collect"))
@@ -247,6 +252,13 @@ def failure(folder: RunFolder, attempt: Attempt) -> None:
         _err.print(f"[red]last lines of {escape(str(path))}[/]")
         for text in lines:
             _err.print(f"  {escape(text)}")
+
+
+def _step_time(folder: RunFolder, done: Progress) -> str:
+    """The measured step beside the planned one: a planner must show how far it was off."""
+    measured = f"{format_seconds(done.step_seconds or 0)} a step"
+    planned = planned_step_seconds(folder)
+    return measured if planned is None else f"{measured} (planned {format_seconds(planned)})"
 
 
 # --- runs ----------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from statistics import median
 
 from hpcdl.run_folder import RunFolder
 from hpcdl.telemetry import StepRecord, read
@@ -16,6 +18,7 @@ class Progress:
     first_loss: float | None = None
     last_loss: float | None = None
     tokens_per_second: float | None = None  # median of the steps after the first
+    step_seconds: float | None = None  # likewise
     seconds: float = 0.0  # spent in steps
 
 
@@ -29,11 +32,20 @@ def progress(records: list[StepRecord]) -> Progress:
     """What step records amount to. The first step is left out of the rate: it warms up."""
     if not records:
         return Progress()
-    rates = sorted(record.tokens_per_second for record in records[1:] or records)
+    warm = records[1:] or records
     return Progress(
         step=records[-1].step,
         first_loss=records[0].loss,
         last_loss=records[-1].loss,
-        tokens_per_second=rates[len(rates) // 2],
+        tokens_per_second=median(record.tokens_per_second for record in warm),
+        step_seconds=median(record.step_seconds for record in warm),
         seconds=sum(record.step_seconds for record in records),
     )
+
+
+def planned_step_seconds(folder: RunFolder) -> float | None:
+    """What the plan said a step would take; None if the plan cannot be read."""
+    try:
+        return float(json.loads(folder.plan.read_text(encoding="utf-8"))["candidates"][0]["step_seconds"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

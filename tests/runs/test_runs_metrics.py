@@ -1,0 +1,38 @@
+"""Where training stands, from the records of its steps."""
+
+from hpcdl.run_folder import RunFolder
+from hpcdl.runs.metrics import Progress, planned_step_seconds, progress, steps
+from hpcdl.telemetry import StepRecord, append
+
+
+def record(step, loss, seconds):
+    return StepRecord(step, loss, 100, seconds, 100 / seconds)
+
+
+def test_progress_leaves_the_first_step_out_of_the_rate():
+    """The first step warms up: it allocates, connects and compiles."""
+    done = progress([record(1, 5.0, 10.0), record(2, 4.0, 1.0), record(3, 3.0, 2.0), record(4, 2.0, 1.0)])
+    assert (done.step, done.first_loss, done.last_loss) == (4, 5.0, 2.0)
+    assert (done.step_seconds, done.tokens_per_second, done.seconds) == (1.0, 100.0, 14.0)
+
+
+def test_progress_of_nothing_and_of_one_step():
+    assert progress([]) == Progress()
+    assert progress([record(1, 5.0, 2.0)]).step_seconds == 2.0
+
+
+def test_steps_repeated_after_a_restart_count_as_they_ran_last(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics.mkdir()
+    for each in (record(1, 5.0, 1.0), record(2, 4.0, 1.0), record(2, 3.9, 1.0), record(3, 3.0, 1.0)):
+        append(folder.rank_metrics(0), each)
+    assert [each.loss for each in steps(folder)] == [5.0, 3.9, 3.0]
+
+
+def test_planned_step_is_that_of_the_plans_best(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert planned_step_seconds(folder) is None
+    folder.plan.write_text('{"candidates": [{"step_seconds": 0.25}, {"step_seconds": 9}]}')
+    assert planned_step_seconds(folder) == 0.25
+    folder.plan.write_text('{"candidates": []}')
+    assert planned_step_seconds(folder) is None
