@@ -238,30 +238,39 @@ def _settle(folder: RunFolder, before: Attempt, reports: dict[str, Report]) -> A
     return after
 
 
-def snapshot(folder: RunFolder) -> Snapshot:
-    """The run as it stands now."""
-    (attempt,) = refresh([folder])
-    return _snapshot(folder, attempt)
-
-
 def _snapshot(folder: RunFolder, attempt: Attempt) -> Snapshot:
     records: list[StepRecord] = metrics.steps(folder)
     return Snapshot(attempt, metrics.progress(records), store.resolved(folder).experiment.training.steps)
 
 
 def watch(folder: RunFolder, interval_s: float = 0.5) -> Iterator[Snapshot]:
-    """Snapshots until the run is over; the scheduler is asked no more often than its site allows."""
+    """Snapshots until the run is over.
+
+    The scheduler is asked no more often than its site allows, and once more when the script has ended.
+    """
     poll_s = max(interval_s, site_of(folder).scheduler.poll_seconds)
-    asked = float("-inf")
+    asked, ended = float("-inf"), False
     while True:
         attempt = store.current(folder)
-        if time.monotonic() - asked >= poll_s or _script_ended(folder, attempt):
-            asked = time.monotonic()
-            (attempt,) = refresh([folder])
+        news = not ended and _script_ended(folder, attempt)
+        if news or time.monotonic() - asked >= poll_s:
+            asked, ended = time.monotonic(), ended or news
+            attempt = _look(folder)
         yield _snapshot(folder, attempt)
         if attempt.state.over:
             return
         time.sleep(interval_s)
+
+
+def _look(folder: RunFolder) -> Attempt:
+    """The run now. A scheduler that is away for a while ends no watching; the script's own record does."""
+    try:
+        (attempt,) = refresh([folder])
+    except SchedulerError:
+        attempt = store.current(folder)
+        if _script_ended(folder, attempt):
+            attempt = _settle(folder, attempt, {})
+    return attempt
 
 
 def _script_ended(folder: RunFolder, attempt: Attempt) -> bool:

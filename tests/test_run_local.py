@@ -16,6 +16,7 @@ from hpcdl.run_folder import RunFolder
 from hpcdl.runs import metrics, store
 from hpcdl.runs.record import RunState
 
+QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 SPEC = (Path(__file__).parent / "tiny.yaml").read_text()
 
 
@@ -91,6 +92,19 @@ def test_two_ranks_train_the_curve_of_one(hpcdl, spec):
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
 
 
+@pytest.mark.slow
+def test_the_example_on_four_ranks_trains_the_curve_of_one(hpcdl):
+    """The quickstart as a newcomer types it, shortened; the planner must combine two axes."""
+    few = ("--set", "training.steps=20", "--wait", "--json")
+    four = folder_of(hpcdl("submit", QUICKSTART, *few))
+    one = folder_of(hpcdl("submit", QUICKSTART, *few, "--gpus", "1"))
+    chosen = store.resolved(four).decomposition
+    assert chosen.ranks == 4
+    assert sum(degree > 1 for degree in chosen.degrees) == 2
+    assert losses(four) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(four)[-1] < 0.7 * losses(four)[0]
+
+
 def test_a_hostile_name_never_reaches_a_shell(hpcdl, spec, tmp_path):
     name = "it's $(touch pwned) `touch pwned`; touch pwned \"\n touch pwned"
     spec.write_text(SPEC.replace("name: tiny", f"name: {json.dumps(name)}"))
@@ -111,15 +125,15 @@ def test_ctrl_c_while_following_detaches_and_the_job_goes_on(hpcdl, spec, tmp_pa
     out, err = follower.communicate(timeout=30)
     assert "detached" in out, err
     (folder,) = store.all_runs(runs)
-    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run")
-    assert workflow.snapshot(folder).attempt.state is RunState.COMPLETED
+    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run")
+    assert workflow.refresh([folder])[0].state is RunState.COMPLETED
 
 
 def test_cancel_ends_a_run_and_says_cancelled(hpcdl, spec):
     folder = folder_of(hpcdl("submit", spec, "--json", "--set", "training.steps=100000"))
     wait_until(lambda: metrics.steps(folder), "the first step")
     assert hpcdl("cancel", "last").returncode == 0
-    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run", 30)
+    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run", 30)
     told = json.loads(hpcdl("status", "last", "--json").stdout)
     assert told["state"] == "cancelled"
     assert "already over" in hpcdl("cancel", "last").stdout
@@ -134,7 +148,7 @@ def test_a_rank_that_raises_is_named_and_the_others_are_torn_down(hpcdl, spec, t
     folder = prepared(spec, tmp_path, "training.steps=100000")
     folder.rank_metrics(1).mkdir()  # rank 1 cannot write its metrics
     workflow.submit(folder)
-    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run")
+    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run")
     told = json.loads(hpcdl("status", "last", "--json").stdout)
     assert told["state"] == "failed"
     assert told["first_failure"]["rank"] == 1
@@ -173,7 +187,7 @@ def test_a_rank_killed_from_outside_is_found_out(hpcdl, spec, tmp_path):
     wait_until(lambda: metrics.steps(folder), "the first step")
     for pid in processes_of(folder, 1):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run", 40)
+    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run", 40)
     told = json.loads(hpcdl("status", "last", "--json").stdout)
     assert told["state"] == "failed"
     assert told["first_failure"]["rank"] == 1
@@ -185,7 +199,7 @@ def test_resume_continues_from_the_newest_checkpoint(hpcdl, spec, tmp_path):
     folder = folder_of(answer)
     wait_until(lambda: list(folder.checkpoints.glob("[0-9]*")), "the first checkpoint")
     hpcdl("cancel", "last")
-    wait_until(lambda: workflow.snapshot(folder).attempt.state.over, "the end of the run", 30)
+    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run", 30)
     reached = metrics.steps(folder)[-1].step
     assert reached < 400
     assert hpcdl("resume", "last", "--follow").returncode == 0

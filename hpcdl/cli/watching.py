@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ from hpcdl.runs import archive, metrics, store
 from hpcdl.runs.logs import Follower, check_rank
 from hpcdl.runs.record import Attempt, attempts, describe
 from hpcdl.telemetry import RunEvent, read
-
-FOLLOW_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -124,9 +121,8 @@ def logs(run: str, runs: Path | None, choice: LogChoice, *, follow: bool) -> Non
     check_rank(choice.rank, store.resolved(folder).layout.ranks)
     follower = Follower(folder, number, choice.rank)
     try:
-        while follow and not workflow.snapshot(folder).attempt.state.over:
+        for _ in workflow.watch(folder) if follow else ():
             render.log_lines(follower.new_lines())
-            time.sleep(FOLLOW_INTERVAL_S)
     except KeyboardInterrupt:
         render.detached(folder)
         return
