@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from hpcdl.spec.frozen import Frozen
 
@@ -47,12 +47,23 @@ class Matrix(NamedTuple):
     columns: int
 
 
+def _optional_where_filled_in(schema: dict[str, Any]) -> None:
+    """For editors: a preset gives everything, and without one some keys follow from others."""
+    schema.pop("required")
+    schema["anyOf"] = [
+        {"required": ["preset"]},
+        {"required": ["layers", "hidden", "heads", "vocab", "sequence"]},
+    ]
+
+
 class Model(Frozen):
     """A decoder-only transformer.
 
     ``gpt``: learned positions, LayerNorm, GELU, biases, the LM head tied to the embedding.
     ``llama``: rotary positions, RMSNorm, SwiGLU, no biases, an LM head of its own.
     """
+
+    model_config = ConfigDict(json_schema_extra=_optional_where_filled_in)
 
     preset: str | None = Field(None, description="start from a published shape; other keys override it")
     family: Family = "gpt"

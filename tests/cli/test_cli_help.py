@@ -3,10 +3,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from hpcdl.cli.boundary import guarded
+from hpcdl.spec import load
+
+ROOT = Path(__file__).parents[2]
 
 VERBS = ("plan", "submit", "list", "status", "logs", "cancel", "resume", "collect", "schema", "site")
 
@@ -57,6 +62,23 @@ def test_schema_is_json_schema(hpcdl, kind):
     schema = json.loads(hpcdl("schema", kind).out)
     assert schema["type"] == "object"
     assert schema["additionalProperties"] is False
+
+
+def test_schema_accepts_every_example_and_refuses_a_typo(hpcdl):
+    """An editor that uses the schema must not underline what hpcdl accepts."""
+    schema = json.loads(hpcdl("schema", "experiment").out)
+    for path in (*(ROOT / "examples").glob("*.yaml"), ROOT / "tests" / "tiny.yaml"):
+        content = load.read(path).content
+        jsonschema.validate(content, schema)
+        with pytest.raises(jsonschema.ValidationError, match="trainng"):
+            jsonschema.validate(content | {"trainng": {}}, schema)
+    jsonschema.validate({"model": {"preset": "llama3-8b"}, "data": {"source": "stdlib"}}, schema)
+
+
+def test_schema_accepts_every_shipped_site(hpcdl):
+    schema = json.loads(hpcdl("schema", "site").out)
+    for path in (ROOT / "site_configs").glob("*.yaml"):
+        jsonschema.validate(load.read(path).content, schema)
 
 
 def test_schema_of_something_else_names_the_known(hpcdl):
