@@ -167,7 +167,16 @@ def _distinct(error: ValidationError) -> list[Any]:
     """The errors less those of the other branches of a union (``parallelism: auto | {…}``)."""
     errors = error.errors(include_url=False)
     deepest = [e for e in errors if e["type"] != "literal_error" or not _has_sibling(e, errors)]
-    return deepest or errors
+    return [_with_alternative(e, errors) for e in deepest or errors]
+
+
+def _with_alternative(problem: Any, errors: list[Any]) -> Any:
+    """A value that fits no branch of a union is told the plain words it could have been."""
+    stem = problem["loc"][:-1]
+    words = [e["ctx"]["expected"] for e in errors if e["type"] == "literal_error" and e["loc"][:-1] == stem]
+    if problem["type"] != "model_type" or not words:
+        return problem
+    return problem | {"msg": problem["msg"].replace("should be", f"should be {' or '.join(words)} or")}
 
 
 def _has_sibling(problem: Any, errors: list[Any]) -> bool:

@@ -108,3 +108,8 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 def test_any_text_is_read_or_refused_and_nothing_else(text):
     with contextlib.suppress(UsageError):
         experiment(text)
+
+
+def test_a_choice_between_a_word_and_a_mapping_names_both():
+    with pytest.raises(UsageError, match=r"parallelism is 'autoo', but must be 'auto' or a mapping"):
+        experiment(GOOD, "parallelism=autoo")
