@@ -25,7 +25,7 @@ test: $(VENV)/.test  ## install what the tests need, a real Slurm included where
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-quick: $(VENV)/.test  ## the tests that take seconds
+quick: $(VENV)/.test  ## all tests but the slow ones and those with Slurm or MPI
 	$(BIN)/python -m pytest -m "not slow and not slurm and not mpi"
 
 check: lint quick  ## what to run before a commit
@@ -34,7 +34,7 @@ lint: $(VENV)/.test  ## style, types, layers, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --verbose >/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
 
 clean:  ## remove what the other targets made

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 from cluster.slurm import SlurmCluster, missing
+from hypothesis import settings
+
+# Time is no property under test, and a busy machine would make it look like one.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import copy
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl.stage import Action, Kind, Message, Operation, ProtocolError, Stage
@@ -88,7 +88,6 @@ def test_messages_received_are_those_announced():
             assert arrived == {kind: stage.expected(kind) for kind in Kind}
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(-2, 14), st.sampled_from(Kind), st.integers(0, 20))
 def test_an_illegal_message_raises_and_changes_nothing(seed, microbatch, kind, steps):
     rng = random.Random(seed)

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl import units
@@ -19,7 +19,6 @@ def test_bytes_that_are_no_size_are_refused_with_their_text(text):
         units.parse_bytes(text)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10**8))
 def test_walltime_survives_a_round_trip(seconds):
     assert units.parse_walltime(units.format_walltime(seconds)) == seconds

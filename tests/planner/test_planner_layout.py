@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl.errors import InfeasibleError, SiteError, UsageError
@@ -35,7 +35,6 @@ def test_devices_go_on_the_fewest_nodes_that_take_them_evenly(perlmutter, asked,
     assert on(perlmutter, **PAID, **asked) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5000))
 def test_all_devices_are_placed_and_no_node_gets_too_many(gpus):
     found = spread(Resources(gpus=gpus), POLARIS)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl.planner.pipeline import Pipeline, simulate
@@ -20,7 +20,6 @@ def closed(forward, backward, microbatches, hop=0.0):
     return float(one.seconds[0])
 
 
-@settings(deadline=None)
 @given(SECONDS, st.sampled_from([1.0, 2.0, 3.0]), st.integers(1, 8), st.integers(1, 24))
 def test_closed_form_is_exact_for_equal_stages_and_few_of_them_or_few_microbatches(
     f, ratio, stages, microbatches
@@ -34,20 +33,17 @@ def test_closed_form_is_exact_for_equal_stages_and_few_of_them_or_few_microbatch
     assert closed(forward, backward, microbatches) == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=8), st.floats(0, 1))
 def test_closed_form_is_exact_for_one_microbatch(stages, hop):
     forward, backward = zip(*stages, strict=True)
     assert simulate(forward, backward, 1, hop) == pytest.approx(closed(forward, backward, 1, hop))
 
 
-@settings(deadline=None)
 @given(SECONDS, SECONDS, st.integers(1, 40))
 def test_closed_form_is_exact_for_one_stage(f, b, microbatches):
     assert simulate([f], [b], microbatches) == pytest.approx(closed([f], [b], microbatches))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(1, 1.5), st.floats(2, 3)), min_size=1, max_size=8),
     st.integers(1, 32),
@@ -59,7 +55,6 @@ def test_closed_form_stays_within_a_quarter_of_the_state_machine(stages, microba
     assert 0.75 * exact <= closed(forward, backward, microbatches, hop) <= 1.25 * exact
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=6), st.integers(1, 16))
 def test_no_pipeline_beats_its_busiest_stage(stages, microbatches):
     forward, backward = zip(*stages, strict=True)

@@ -35,7 +35,7 @@ def quickstart(**shape):
     )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.sampled_from([12, 32, 36, 60]), st.sampled_from([6, 8, 12]), st.integers(1, 9))
 def test_every_proposal_keeps_the_rules_makes_the_gpus_and_adds_up(gpus, batch, heads, layers):
     experiment = Experiment.model_validate(

@@ -19,7 +19,6 @@ SHAPES = st.builds(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.integers(1, 720), st.integers(1, 5))
 def test_factorisations_are_all_ordered_products(number, parts):
     found = factorisations(number, parts)
@@ -39,7 +38,7 @@ def test_divisors_are_complete_and_ascending():
     assert divisors(60) == [1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 64), SHAPES, st.integers(1, 64))
 def test_every_candidate_keeps_every_rule_and_makes_the_gpus(gpus, model, batch):
     candidates = search_space(gpus, model, batch).candidates
@@ -49,7 +48,7 @@ def test_every_candidate_keeps_every_rule_and_makes_the_gpus(gpus, model, batch)
         assert list(violations(d, model, batch)) == []
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 16), st.integers(1, 24))
 def test_nothing_that_keeps_the_rules_is_left_out(gpus, batch):
     candidates = search_space(gpus, MODEL, batch).candidates

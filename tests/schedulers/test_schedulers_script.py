@@ -28,7 +28,7 @@ VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 
 
 @given(VALUES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_quoted_text_is_one_word_of_bash_and_has_no_crlf(text):
     printed = subprocess.run(
         ["bash", "-c", f"printf %s {quote(text)}"], capture_output=True, check=True
@@ -48,7 +48,7 @@ def test_quoted_text_is_one_word_of_bash_and_has_no_crlf(text):
         "r{}".format
     ),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_environment_and_any_folder_arrive_in_every_local_rank(tmp_path_factory, environment, name):
     work = tmp_path_factory.mktemp("any")
     folder = prepared(work / name)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl.planner.space import Candidates
@@ -19,7 +19,6 @@ degrees = st.builds(Decomposition, **{axis: st.integers(1, 3) for axis in AXES})
 MODEL = Model(family="llama", layers=6, hidden=96, heads=12, kv_heads=4, ffn=160, vocab=300, sequence=16)
 
 
-@settings(deadline=None)
 @given(degrees)
 def test_rank_and_coordinate_are_inverse(d):
     coordinates = [d.coordinate(rank) for rank in range(d.ranks)]
@@ -27,7 +26,6 @@ def test_rank_and_coordinate_are_inverse(d):
     assert len(set(coordinates)) == d.ranks
 
 
-@settings(deadline=None)
 @given(degrees, st.sets(st.sampled_from(AXES)))
 def test_groups_along_any_axes_partition_the_ranks(d, axes):
     groups = {d.group(rank, *axes) for rank in range(d.ranks)}
@@ -48,7 +46,6 @@ def test_a_rank_outside_is_refused(rank):
         Decomposition(data=8).coordinate(rank)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.builds(
@@ -84,7 +81,6 @@ def test_what_the_engine_does_not_run_is_refused(change):
     assert any("bundled engine" in line for line in violations(Decomposition(**change), MODEL, 8))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 200), st.data())
 def test_stages_share_the_layers_and_the_last_gets_no_remainder(layers, data):
     stages = data.draw(st.integers(1, layers))

@@ -1,7 +1,7 @@
 import contextlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl.errors import UsageError
@@ -103,7 +103,6 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         load.read(tmp_path / "e.yaml")
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused_and_nothing_else(text):
     with contextlib.suppress(UsageError):

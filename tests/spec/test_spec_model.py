@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -29,7 +29,6 @@ def test_gpt2_has_the_parameters_of_the_released_weights():
     assert Model(preset="gpt2").parameters == 124_439_808
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 100), st.integers(1, 64), st.integers(1, 8), st.integers(2, 60000), st.integers(1, 9000)
 )
