@@ -136,7 +136,7 @@ class SlurmCluster:
         if len(self._daemons) > 1:
             self.run("scancel", "--partition=batch,urgent")
             self.run("scancel", "--user=root")
-            _until(lambda: not self.run("squeue", "-h").stdout.strip(), 10)
+            until(lambda: not self.run("squeue", "-h").stdout.strip(), 10)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in reversed(self._daemons):
@@ -146,6 +146,9 @@ class SlurmCluster:
                 daemon.kill()
                 daemon.wait()
         self._daemons.clear()
+        # A step whose slurmd ended at the wrong moment stays behind; its environment names this cluster.
+        for pid in step_daemons(self.folder):
+            os.kill(pid, signal.SIGKILL)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands on this cluster."""
@@ -203,12 +206,26 @@ class SlurmCluster:
         def ended() -> list[str]:
             return [str(daemon.args[0]) for daemon in self._daemons if daemon.poll() is not None]
 
-        if not _until(lambda: bool(ended()) or ready(), 60) or ended():
+        if not until(lambda: bool(ended()) or ready(), 60) or ended():
             logs = "\n".join(_tails(self.folder))
             raise RuntimeError(f"{what} did not come up; ended: {ended() or 'none'}\n{logs}")
 
 
-def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+def step_daemons(folder: Path) -> list[int]:
+    """The slurmstepd processes of the cluster in ``folder``."""
+    mark = f"SLURM_CONF={folder}/slurm.conf".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            is_step = (entry / "comm").read_text().startswith("slurmstepd")
+            if is_step and mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # it ended, or is no process
+    return found
+
+
+def until(condition: Callable[[], bool], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if condition():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster.slurm import SlurmCluster
+from cluster.slurm import SlurmCluster, step_daemons, until
 from schedulers.sample import HOSTILE, HOSTILE_NAME, interpreter, job, prepared, site
 
 from hpcdl import shell
@@ -220,6 +220,17 @@ def test_job_whose_node_is_lost_says_so(machine, tmp_path, slurm_cluster):
         assert end_of(job_id).state is JobState.NODE_FAILED
     finally:
         slurm_cluster.run("scontrol", "update", "nodename=n1", "state=resume")
+
+
+def test_a_cluster_that_is_stopped_under_a_running_step_leaves_no_process(slurm_cluster):
+    """A slurmstepd outlives its slurmd if that ends at the wrong moment; two were found hours later."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        with SlurmCluster(Path(folder), nodes=1, gpus=1) as other:
+            other.run("sbatch", "--output=/dev/null", "--wrap=sleep 60")
+            assert until(lambda: bool(step_daemons(other.folder)), 20)
+            for daemon in other._daemons[2:]:
+                daemon.kill()
+        assert until(lambda: not step_daemons(other.folder), 5)
 
 
 def test_two_clusters_run_at_once_and_leave_nothing_behind(slurm_cluster):
