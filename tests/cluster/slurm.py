@@ -10,6 +10,7 @@ By hand, until Ctrl-C: ``python -m tests.cluster.slurm --nodes 4 DIR``
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import secrets
@@ -146,9 +147,10 @@ class SlurmCluster:
                 daemon.kill()
                 daemon.wait()
         self._daemons.clear()
-        # A step whose slurmd ended at the wrong moment stays behind; its environment names this cluster.
-        for pid in step_daemons(self.folder):
-            os.kill(pid, signal.SIGKILL)
+        # A step whose slurmd ended at the wrong moment stays behind.
+        for pid in step_processes(self.folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands on this cluster."""
@@ -211,14 +213,15 @@ class SlurmCluster:
             raise RuntimeError(f"{what} did not come up; ended: {ended() or 'none'}\n{logs}")
 
 
-def step_daemons(folder: Path) -> list[int]:
-    """The slurmstepd processes of the cluster in ``folder``."""
+def step_processes(folder: Path) -> list[int]:
+    """Step daemons of the cluster in ``folder`` and what they run, known by their environment."""
     mark = f"SLURM_CONF={folder}/slurm.conf".encode()
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            is_step = (entry / "comm").read_text().startswith("slurmstepd")
-            if is_step and mark in (entry / "environ").read_bytes().split(b"\0"):
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            inside = any(variable.startswith(b"SLURM_JOB_ID=") for variable in environment)
+            if mark in environment and (inside or (entry / "comm").read_text().startswith("slurmstepd")):
                 found.append(int(entry.name))
         except OSError:
             continue  # it ended, or is no process

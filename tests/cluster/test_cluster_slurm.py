@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster.slurm import SlurmCluster, step_daemons, until
+from cluster.slurm import SlurmCluster, step_processes, until
 from schedulers.sample import HOSTILE, HOSTILE_NAME, interpreter, job, prepared, site
 
 from hpcdl import shell
@@ -227,10 +227,10 @@ def test_a_cluster_that_is_stopped_under_a_running_step_leaves_no_process(slurm_
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         with SlurmCluster(Path(folder), nodes=1, gpus=1) as other:
             other.run("sbatch", "--output=/dev/null", "--wrap=sleep 60")
-            assert until(lambda: bool(step_daemons(other.folder)), 20)
+            assert until(lambda: bool(step_processes(other.folder)), 20)
             for daemon in other._daemons[2:]:
                 daemon.kill()
-        assert until(lambda: not step_daemons(other.folder), 5)
+        assert until(lambda: not step_processes(other.folder), 5)
 
 
 def test_two_clusters_run_at_once_and_leave_nothing_behind(slurm_cluster):
