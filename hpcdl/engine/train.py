@@ -19,18 +19,35 @@ from hpcdl.engine.transport.base import Transport
 from hpcdl.engine.transport.dist import DistTransport
 from hpcdl.errors import EngineError
 from hpcdl.run_folder import RunFolder
+from hpcdl.spec.decomposition import violations
 from hpcdl.spec.experiment import ResolvedRun
 from hpcdl.telemetry import StepRecord
 
 
 def train(run: ResolvedRun, folder: RunFolder, attempt: int, place: Place) -> None:
     """Train from the newest checkpoint, or from the start, to the last step."""
+    refuse_impossible(run)
     device = claim_device(run, place)
     transport = open_transport(run, folder, attempt, place)
     recorder = Recorder(folder, attempt, place)
     Training(run, folder, transport, recorder, device).run(place)
     transport.barrier()
     transport.close()
+
+
+def refuse_impossible(run: ResolvedRun) -> None:
+    """Stop before anything starts what the model or the engine cannot do.
+
+    Raises:
+        EngineError: naming every broken rule; ``resolved.json`` was changed or comes from elsewhere.
+    """
+    experiment = run.experiment
+    broken = violations(run.decomposition, experiment.model, experiment.training.global_batch)
+    if broken:
+        raise EngineError(
+            f"the decomposition {run.decomposition} cannot run: {'; '.join(broken.values())}",
+            "submit the experiment again; hpcdl plan shows the decompositions that can",
+        )
 
 
 def claim_device(run: ResolvedRun, place: Place) -> torch.device:

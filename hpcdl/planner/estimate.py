@@ -56,11 +56,6 @@ class Term:
     value: Floats
     children: tuple[Term, ...] = ()
 
-    @property
-    def formula(self) -> str:
-        """How a leaf is computed; a branch is the sum of its children."""
-        return FORMULAS.get(self.name, "sum of its parts")
-
     def leaves(self) -> Iterator[Term]:
         """The terms that are not sums, in order."""
         if not self.children:

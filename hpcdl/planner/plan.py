@@ -17,7 +17,7 @@ from hpcdl.planner.rank import Candidate, Pool
 from hpcdl.planner.space import Candidates, Space, search_space, smallest
 from hpcdl.sites.profile import Profile, default_profile
 from hpcdl.sites.site import Site
-from hpcdl.spec.decomposition import ENGINE_RULES, RULES, Decomposition
+from hpcdl.spec.decomposition import Decomposition, violations
 from hpcdl.spec.experiment import Experiment
 from hpcdl.spec.job import Layout
 from hpcdl.units import GIB
@@ -182,11 +182,7 @@ def _judge(ask: _Ask, d: Decomposition) -> Plan:
 
 def _objections(case: Case, d: Decomposition) -> dict[str, str]:
     model, batch = case.model, case.training.global_batch
-    reasons = {
-        rule.name: f"parallelism: {rule.explain(d, model, batch)}"
-        for rule in (*RULES, *ENGINE_RULES)
-        if not rule.holds(d, model, batch)
-    }
+    reasons = {name: f"parallelism: {words}" for name, words in violations(d, model, batch).items()}
     if d.ranks == case.layout.ranks:
         return reasons
     product = f"data {d.data} × pipeline {d.pipeline} × x {d.x} × y {d.y} × z {d.z} = {d.ranks} ranks"

@@ -12,7 +12,7 @@ or, with arrays for axes, a million of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -196,11 +196,13 @@ ENGINE_RULES: tuple[Rule, ...] = (
 """What the bundled engine can run today; the planner proposes nothing else."""
 
 
-def violations(d: Decomposition, model: Model, global_batch: int) -> Iterator[str]:
-    """Every broken rule, with its values."""
-    for rule in (*RULES, *ENGINE_RULES):
-        if not rule.holds(d, model, global_batch):
-            yield rule.explain(d, model, global_batch)
+def violations(d: Decomposition, model: Model, global_batch: int) -> dict[str, str]:
+    """Every broken rule by its name, explained with its values; empty if ``d`` can run."""
+    return {
+        rule.name: rule.explain(d, model, global_batch)
+        for rule in (*RULES, *ENGINE_RULES)
+        if not rule.holds(d, model, global_batch)
+    }
 
 
 def stage_layers(layers: int, stages: int, stage: int) -> range:

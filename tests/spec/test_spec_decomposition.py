@@ -67,7 +67,7 @@ def test_rules_judge_many_as_they_judge_one(many, batch):
 
 
 def test_a_violation_names_its_values():
-    broken = list(violations(Decomposition(data=3, x=3, pipeline=7, interleave=2), MODEL, 32))
+    broken = list(violations(Decomposition(data=3, x=3, pipeline=7, interleave=2), MODEL, 32).values())
     assert "global_batch 32 is not divisible by data 3 × z 1 × microbatch 1" in broken
     assert "kv_heads 4 is not divisible by x 3" in broken
     assert "pipeline 7 × interleave 2 needs more layers than the model's 6" in broken
@@ -78,7 +78,7 @@ def test_a_violation_names_its_values():
     "change", [{"interleave": 2}, {"zero": 1}, {"offload": "optimizer"}, {"recompute": "selective"}]
 )
 def test_what_the_engine_does_not_run_is_refused(change):
-    assert any("bundled engine" in line for line in violations(Decomposition(**change), MODEL, 8))
+    assert any("bundled engine" in line for line in violations(Decomposition(**change), MODEL, 8).values())
 
 
 @given(st.integers(1, 200), st.data())
