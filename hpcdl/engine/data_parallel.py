@@ -1,9 +1,9 @@
 """Summing gradients over the ranks that read different sequences, while backward still runs.
 
-Gradients live in flat fp32 buffers, a bucket each (see ``buckets``). When the last backward of a
-batch has completed a bucket, and all buckets before it are on their way, its all-reduce starts; so
-every rank starts the same reductions in the same order. The loss is already divided by the tokens
-of the whole batch, so a sum is the mean.
+Gradients live in flat fp32 buffers, a bucket each (see ``buckets``). How many gradients each parameter gets
+in a batch is known, so a bucket is complete when the last has come; then, if all buckets before it are on
+their way, its all-reduce starts. So every rank starts the same reductions in the same order. The loss is
+already divided by the tokens of the whole batch, so a sum is the mean.
 
 A weight that is cut over z arrives here reduced over z (Algorithm 1) and is summed over data; what
 every z rank holds whole is summed over data × z. A tied embedding that two stages hold is summed
@@ -19,7 +19,7 @@ import torch
 from hpcdl.engine.buckets import Bucket, Piece, layout
 from hpcdl.engine.groups import Groups, Peers
 from hpcdl.engine.optim.adamw import Slot
-from hpcdl.engine.tensor.parameters import Held
+from hpcdl.engine.tensor.parameters import Deposit, Held
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Handle
 
@@ -58,11 +58,11 @@ class Gradients:
         self._home = {piece.name: home for home in self._buffers for piece in home.bucket.pieces}
         self._handles: list[Handle] = []
         self._launched = 0
-        self._armed = False
         self.slots = [self._slot(one, topology) for one in held]
         self._shared = [slot.gradient for slot, one in zip(self.slots, held, strict=True) if one.shared]
-        for slot in self.slots:
-            self._attach(slot)
+        self._deposits = [one.deposit for one in held]
+        for one, slot in zip(held, self.slots, strict=True):
+            self._attach(one.deposit, slot)
 
     def _slot(self, held: Held, topology: Topology) -> Slot:
         copies = self._ends.size if held.shared else 1
@@ -74,36 +74,32 @@ class Gradients:
             decay=held.decay,
         )
 
-    def _attach(self, slot: Slot) -> None:
-        """Let autograd accumulate into the bucket: directly in fp32, through a hook from bf16."""
-        parameter, home = slot.parameter, self._home[slot.name]
-        direct = parameter.dtype == torch.float32
+    def _attach(self, deposit: Deposit, slot: Slot) -> None:
+        """Let every gradient of a parameter come into its bucket, and be counted."""
+        home = self._home[slot.name]
+
+        def arrived(gradient: torch.Tensor) -> None:
+            slot.gradient.add_(gradient)
+            home.missing -= 1
+            self._launch()
 
         def accumulated(computed: torch.Tensor) -> None:
-            if not direct:
-                assert computed.grad is not None  # noqa: S101 - for mypy
-                slot.gradient.add_(computed.grad)
-                computed.grad = None
-            if self._armed:
-                home.missing -= 1
-                self._launch()
+            assert computed.grad is not None  # noqa: S101 - for mypy
+            arrived(computed.grad)
+            computed.grad = None
 
-        parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
+        deposit.add = arrived
+        if deposit.by_autograd:
+            slot.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
 
-    def clear(self) -> None:
-        """Begin a batch."""
+    def begin(self, microbatches: int) -> None:
+        """Begin a batch of so many microbatches."""
         for buffer in self._buffers:
             buffer.values.zero_()
-        for slot in self.slots:
-            if slot.parameter.dtype == torch.float32:
-                slot.parameter.grad = slot.gradient
-
-    def arm(self) -> None:
-        """The next backward is the last of the batch: reduce what it completes."""
-        for buffer in self._buffers:
-            buffer.missing = len(buffer.bucket.pieces)
+            buffer.missing = 0
+        for deposit, slot in zip(self._deposits, self.slots, strict=True):
+            self._home[slot.name].missing += microbatches * deposit.times
         self._launched = 0
-        self._armed = True
 
     def _launch(self) -> None:
         while self._launched < len(self._buffers) and not self._buffers[self._launched].missing:
@@ -116,7 +112,6 @@ class Gradients:
         for handle in self._handles:
             handle.wait()
         self._handles.clear()
-        self._armed = False
         for gradient in self._shared:
             self._ends.all_reduce(gradient).wait()
 

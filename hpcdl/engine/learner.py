@@ -50,7 +50,7 @@ class Learner:
         self.groups: Groups = make_groups(transport, self.topology, tied=model.tied)
         numerics = Numerics(_DTYPES[training.precision], device, training.seed)
         self.stage = build_stage(model, self.topology, self.groups, numerics)
-        self.gradients = Gradients(self.stage.held, self.topology, self.groups, training.bucket_mib)
+        self.gradients = Gradients(self.stage.held, self.topology, self.groups, training.chunk_mib)
         self._optimizer = AdamW(self.gradients.slots, training.optimizer)
         self._seat = Seat(transport, self.topology, self.groups.team)
         self._clip = training.optimizer.clip
@@ -65,8 +65,9 @@ class Learner:
         Raises:
             EngineError: the loss or the gradient is not a finite number; nothing is updated.
         """
-        self.gradients.clear()
-        loss = Pass(self._seat, self.stage, self._cut(inputs_BL, targets_BL), self.gradients.arm).run()
+        batch = self._cut(inputs_BL, targets_BL)
+        self.gradients.begin(batch.microbatches)
+        loss = Pass(self._seat, self.stage, batch).run()
         self.gradients.finish()
         outcome = self._agree(step, loss)
         self._optimizer.step(learning_rate, clip.scale(outcome.grad_norm, self._clip))

@@ -135,7 +135,7 @@ def gradient_reduction(fabric: Fabric, shard_parameters: Floats) -> tuple[Floats
     The last bucket can hide behind nothing: the backward pass is over when it is full.
     """
     count_bytes = shard_parameters * _GRADIENT_BYTES
-    buckets = np.ceil(count_bytes / (fabric.case.training.bucket_mib * MIB))
+    buckets = np.ceil(count_bytes / (fabric.case.training.chunk_mib * MIB))
     whole = fabric.all_reduce(count_bytes, "data") + 2 * (buckets - 1) * fabric.rounds(fabric.size("data"))
     return whole, whole / buckets
 

@@ -41,7 +41,7 @@ FORMULAS = {
     "activations": "min(p, m) microbatches · layers · what autograd keeps; the last stage one microbatch",
     "logits": "tokens · V/x · (8, bf16 10) bytes, last stage",
     "working weights": "one layer gathered over z, and one matrix's whole gradient",
-    "reduction buckets": "two buckets of training.bucket_mib",
+    "reduction buckets": "two chunks of training.bucket_mib · buckets_per_chunk",
     "allocator slack": "what the allocator reserves beyond tensors: slack · allocated",
     "framework": "device context and libraries, from the profile",
 }

@@ -21,6 +21,7 @@ import numpy as np
 
 from hpcdl.planner.case import Case
 from hpcdl.planner.space import Bools, Candidates, Floats, Ints
+from hpcdl.spec.partition import last_layers, stage_layers
 from hpcdl.units import GIB, MIB
 
 TERMS = (
@@ -34,9 +35,11 @@ MARGIN = 0.05
 
 
 def layers_of_stages(case: Case, c: Candidates) -> tuple[Ints, Ints]:
-    """Layers of the first stage, and of the last; see ``spec.decomposition.stage_layers``."""
-    base, extra = np.divmod(case.model.layers, c.pipeline)
-    return base + (extra > 0), base
+    """Layers of the first stage, and of the last; see ``spec.partition``."""
+    stages, where = np.unique(c.pipeline, return_inverse=True)
+    first = np.array([len(stage_layers(case.model, int(count), 0)) for count in stages])
+    last = np.array([last_layers(case.model, int(count)) for count in stages])
+    return first[where], last[where]
 
 
 def device_memory(case: Case, c: Candidates) -> dict[str, Floats]:
@@ -90,7 +93,7 @@ def _stage(case: Case, c: Candidates, *, is_last: bool) -> dict[str, Floats]:
         "activations": _activations(case, c, is_last=is_last),
         "logits": _logits(case, c) * (np.ones(len(c)) if is_last else (c.pipeline == 1)),
         "working weights": _working_weights(case, c),
-        "reduction buckets": 2.0 * case.training.bucket_mib * MIB * (c.batch_shards > 1),
+        "reduction buckets": 2.0 * case.training.chunk_mib * MIB * (c.batch_shards > 1),
     }
     terms["allocator slack"] = case.profile.allocator_slack * total(terms)
     terms["framework"] = np.full(len(c), case.profile.context_gib * GIB)

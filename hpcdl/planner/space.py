@@ -35,6 +35,7 @@ class Candidates:
     full_recompute: Bools
 
     interleave = 1
+    defer_weights = False
     zero = 0
     offload = "none"
 

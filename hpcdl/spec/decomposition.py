@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hpcdl.spec.frozen import Frozen
 from hpcdl.spec.model import Model
@@ -48,9 +48,26 @@ class Decomposition(Frozen):
     z: int = Field(1, gt=0, description="tensor axis that shards weights and splits the batch")
     microbatch: int = Field(1, gt=0, description="sequences a rank computes at a time")
     interleave: int = Field(1, gt=0, description="virtual stages a rank")
+    in_flight: int | None = Field(
+        None, gt=0, description="microbatches in a pipeline at once; null: enough to keep every stage busy"
+    )
+    defer_weights: bool = Field(
+        default=False, description="weight gradients computed when a stage would otherwise wait for a message"
+    )
     recompute: Recompute = Field("none", description="activations recomputed in the backward pass")
+    recompute_every: int = Field(
+        1, gt=0, description="layers between the activations that recompute: full keeps"
+    )
     zero: Literal[0, 1] = Field(0, description="1: optimizer state sharded over data")
     offload: Literal["none", "optimizer"] = Field("none", description="state kept in CPU memory")
+
+    @model_validator(mode="after")
+    def _every_of_full(self) -> Decomposition:
+        if self.recompute_every > 1 and self.recompute != "full":
+            raise ValueError(
+                f"recompute_every {self.recompute_every} needs recompute: full, not {self.recompute}"
+            )
+        return self
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -148,6 +165,11 @@ RULES: tuple[Rule, ...] = (
         "pipeline {d.pipeline} × interleave {d.interleave} needs more layers than the model's {model.layers}",
     ),
     Rule(
+        "interleave",
+        lambda d, model, batch: (d.interleave == 1) | (d.pipeline > 1),
+        "interleave {d.interleave} cuts a pipeline's stages further, but pipeline is {d.pipeline}",
+    ),
+    Rule(
         "kv_heads",
         lambda d, model, batch: model.kv_heads % d.x == 0,
         "kv_heads {model.kv_heads} is not divisible by x {d.x}",
@@ -178,6 +200,11 @@ ENGINE_RULES: tuple[Rule, ...] = (
         "interleave {d.interleave}: the bundled engine does not run interleaved virtual stages yet, only 1",
     ),
     Rule(
+        "engine: defer_weights",
+        lambda d, model, batch: d.defer_weights <= 0,
+        "defer_weights: the bundled engine does not defer weight gradients yet",
+    ),
+    Rule(
         "engine: zero",
         lambda d, model, batch: d.zero == 0,
         "zero {d.zero}: the bundled engine does not shard optimizer state yet, only 0",
@@ -203,13 +230,3 @@ def violations(d: Decomposition, model: Model, global_batch: int) -> dict[str, s
         for rule in (*RULES, *ENGINE_RULES)
         if not rule.holds(d, model, global_batch)
     }
-
-
-def stage_layers(layers: int, stages: int, stage: int) -> range:
-    """The layers of pipeline stage ``stage``; what does not divide goes to the early stages.
-
-    The last stage also computes the LM head and the loss, so it never gets the remainder.
-    """
-    base, extra = divmod(layers, stages)
-    first = stage * base + min(stage, extra)
-    return range(first, first + base + (stage < extra))

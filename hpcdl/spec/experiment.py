@@ -6,11 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from hpcdl.spec.checkpoint import Checkpoint
+from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.frozen import Frozen
 from hpcdl.spec.job import Communication, Environment, Layout, Resources
 from hpcdl.spec.model import Model
-from hpcdl.spec.training import Checkpoint, Data, Training
+from hpcdl.spec.observe import Evaluation, Metrics, Trace
+from hpcdl.spec.training import Training
 
 
 def _visible(name: str) -> str:
@@ -31,7 +34,10 @@ class Experiment(Frozen):
     parallelism: Literal["auto"] | Decomposition = Field("auto", description="auto: the planner chooses")
     resources: Resources = Resources()
     checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
     communication: Communication = Communication()
+    trace: Trace = Trace()
+    metrics: Metrics = Metrics()
     environment: Environment = Field(default_factory=dict, description="variables every rank sees")
 
     @model_validator(mode="after")

@@ -69,12 +69,31 @@ class Resources(Frozen):
         return self
 
 
+class Overlap(Frozen):
+    """What communication runs beside computation. Switching one off changes no number."""
+
+    input_gradient: bool = Field(
+        True, description="the all-reduce of an input gradient beside the weight gradient's product"
+    )
+    weight_scatter: bool = Field(
+        True, description="reduce-scatters over z waited for at the end of a backward"
+    )
+    weight_gather: bool = Field(
+        True, description="the weights of the next layer gathered over z beside this one's product"
+    )
+    gradient_reduction: bool = Field(
+        True, description="gradients reduced over data while the last backward still runs"
+    )
+    optimizer: bool = Field(True, description="chunks updated while later ones are still being reduced")
+
+
 class Communication(Frozen):
-    """Which runtime carries messages and collectives."""
+    """Which runtime carries messages and collectives, and what overlaps with them."""
 
     transport: Literal["dist", "mpi"] = Field(
         "dist", description="dist: torch.distributed (NCCL or Gloo); mpi: mpi4py over the machine's MPI"
     )
+    overlap: Overlap = Overlap()
 
 
 class Layout(Frozen):

@@ -1,4 +1,4 @@
-"""How a model is trained: batch, steps, precision, optimizer, data and checkpoints."""
+"""How a model is trained: batch, steps, precision, loss scale and optimizer."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ class Optimizer(Frozen):
         return self
 
 
+class LossScale(Frozen):
+    """Dynamic loss scaling, for fp16 only: halved on overflow, doubled after ``window`` clean steps."""
+
+    initial: float = Field(2.0**16, gt=0)
+    smallest: float = Field(1.0, gt=0)
+    largest: float = Field(2.0**24, gt=0)
+    window: int = Field(200, gt=0, description="steps without overflow after which it is doubled")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> LossScale:
+        if not self.smallest <= self.initial <= self.largest:
+            raise ValueError(
+                f"initial {self.initial} must lie between smallest {self.smallest} and largest {self.largest}"
+            )
+        return self
+
+
 class Training(Frozen):
     """One training run, whatever the decomposition."""
 
@@ -36,7 +53,16 @@ class Training(Frozen):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     optimizer: Optimizer = Optimizer()
     seed: int = Field(0, ge=0)
-    bucket_mib: float = Field(25.0, gt=0, description="size of one bucket of the gradient reduction, MiB")
+    loss_scale: LossScale = LossScale()
+    bucket_mib: float = Field(
+        6.25, gt=0, description="gradients of one bucket, which the optimizer updates at once, MiB of fp32"
+    )
+    buckets_per_chunk: int = Field(4, gt=0, description="buckets that are reduced in one operation")
+
+    @property
+    def chunk_mib(self) -> float:
+        """Gradients reduced in one operation, MiB of fp32."""
+        return self.bucket_mib * self.buckets_per_chunk
 
     @model_validator(mode="after")
     def _runnable(self) -> Training:
@@ -45,33 +71,3 @@ class Training(Frozen):
                 "precision fp16 needs loss scaling, which the bundled engine does not have yet; use bf16"
             )
         return self
-
-
-class Data(Frozen):
-    """What is trained on."""
-
-    source: Literal["text", "stdlib"] = Field(
-        "text",
-        description="text: the files below path; stdlib: the Python standard library's own source files",
-    )
-    path: str | None = Field(None, description="a file or a folder; relative to the experiment file")
-    pattern: str = Field("*", description="which files of a folder, as a glob applied at every depth")
-    tokenizer: Literal["bytes"] = "bytes"
-    max_bytes: int = Field(256 * 1024**2, gt=0, description="at most this much text is read")
-
-    @model_validator(mode="after")
-    def _path_where_needed(self) -> Data:
-        if self.source == "text" and not self.path:
-            raise ValueError("source text needs a path: the file or folder to train on")
-        if self.source == "stdlib" and self.path:
-            raise ValueError(
-                f"source stdlib takes no path, but path is {self.path!r}; use source: text to read a path"
-            )
-        return self
-
-
-class Checkpoint(Frozen):
-    """When the state of training is saved."""
-
-    every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves none")
-    keep: int = Field(2, gt=0, description="how many of the newest to keep")

@@ -10,7 +10,8 @@ from hpcdl.engine.data.loader import Batches
 from hpcdl.engine.data.sampler import shard_rows, step_indices
 from hpcdl.engine.data.tokens import read_tokens
 from hpcdl.errors import EngineError
-from hpcdl.spec.training import Data, Training
+from hpcdl.spec.data import Data
+from hpcdl.spec.training import Training
 
 sizes = st.integers(1, 40)
 

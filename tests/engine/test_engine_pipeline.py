@@ -55,7 +55,7 @@ def one_pass(transport, decomposition):
 
     stage.register_forward_hook(on_forward)
     batch = Batch(tokens[..., :-1], tokens[..., 1:], loss_scale=0.1)
-    loss = Pass(Seat(transport, topology, groups.team), stage, batch, lambda: happened.append("last")).run()
+    loss = Pass(Seat(transport, topology, groups.team), stage, batch).run()
     return loss.item(), [(held, held.parameter.grad) for held in stage.held], happened
 
 
@@ -98,17 +98,16 @@ def test_at_most_one_receive_is_posted_a_direction():
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_every_stage_runs_each_microbatch_and_holds_few(stages):
-    """No stage holds more microbatches than the pipeline has stages, and none is told of the end twice."""
+    """No stage holds more microbatches than the pipeline has stages."""
     decomposition = Decomposition(pipeline=stages)
     for stage, (loss, _, happened) in enumerate(
         in_threads(stages, lambda transport: one_pass(transport, decomposition))
     ):
         assert happened.count("forward") == happened.count("backward") == MICROBATCHES
-        assert happened[-2:] == ["last", "backward"]
-        assert happened.count("last") == 1
+        assert happened[-1] == "backward"
         held = most = 0
         for event in happened:
-            held += {"forward": 1, "backward": -1, "last": 0}[event]
+            held += {"forward": 1, "backward": -1}[event]
             most = max(most, held)
         assert most <= stages
         assert (loss > 0) == (stage == stages - 1)

@@ -5,10 +5,11 @@ import torch
 from engine_worlds import GPT, LLAMA, in_threads, whole
 
 from hpcdl.engine.learner import Learner
+from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
 from hpcdl.spec.model import Model
-from hpcdl.spec.training import Data, Optimizer, Training
+from hpcdl.spec.training import Optimizer, Training
 
 CPU = torch.device("cpu")
 BATCH = 8

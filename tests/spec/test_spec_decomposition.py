@@ -10,7 +10,6 @@ from hpcdl.spec.decomposition import (
     RULES,
     Coordinate,
     Decomposition,
-    stage_layers,
     violations,
 )
 from hpcdl.spec.model import Model
@@ -79,14 +78,6 @@ def test_a_violation_names_its_values():
 )
 def test_what_the_engine_does_not_run_is_refused(change):
     assert any("bundled engine" in line for line in violations(Decomposition(**change), MODEL, 8).values())
-
-
-@given(st.integers(1, 200), st.data())
-def test_stages_share_the_layers_and_the_last_gets_no_remainder(layers, data):
-    stages = data.draw(st.integers(1, layers))
-    ranges = [stage_layers(layers, stages, stage) for stage in range(stages)]
-    assert [layer for one in ranges for layer in one] == list(range(layers))
-    assert len(ranges[-1]) == layers // stages
 
 
 def test_a_decomposition_is_said_by_its_axes():

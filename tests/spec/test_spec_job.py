@@ -1,9 +1,10 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from hpcdl.spec.data import Data
 from hpcdl.spec.experiment import Rendezvous
 from hpcdl.spec.job import Environment, Layout, Resources
-from hpcdl.spec.training import Data, Optimizer, Training
+from hpcdl.spec.training import Optimizer, Training
 
 
 @pytest.mark.parametrize("queue", ["gpu", "gpu_a100", "a+b", "m1234_g", "proj:sub", "q.1@host"])

@@ -8,7 +8,8 @@ import torch
 from hpcdl.engine.data.sampler import shard_rows, step_indices
 from hpcdl.engine.data.tokens import read_tokens
 from hpcdl.errors import EngineError
-from hpcdl.spec.training import Data, Training
+from hpcdl.spec.data import Data
+from hpcdl.spec.training import Training
 
 
 class Batches:

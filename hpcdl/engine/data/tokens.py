@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcdl.errors import EngineError
-from hpcdl.spec.training import Data
+from hpcdl.spec.data import Data
 
 DOCUMENT_END = b"\0"
 """Stands between documents; it does not occur in text."""

@@ -13,8 +13,8 @@ from hpcdl.engine.models.transformer import Head, Layer
 from hpcdl.engine.tensor.embedding import Embedding
 from hpcdl.engine.tensor.parameters import Factory, Held, Numerics
 from hpcdl.engine.topology import Topology
-from hpcdl.spec.decomposition import stage_layers
 from hpcdl.spec.model import Model
+from hpcdl.spec.partition import stage_layers
 
 
 class StageModel(nn.Module):
@@ -26,7 +26,7 @@ class StageModel(nn.Module):
     def __init__(self, factory: Factory, model: Model) -> None:
         super().__init__()
         topology, decomposition = factory.topology, factory.topology.decomposition
-        layers = stage_layers(model.layers, decomposition.pipeline, topology.stage)
+        layers = stage_layers(model, decomposition.pipeline, topology.stage)
         self.embedding = Embedding(factory, model) if topology.is_first else None
         self.layers = nn.ModuleList(Layer(factory, index, model) for index in layers)
         self.head = Head(factory, model, self.embedding) if topology.is_last else None

@@ -52,12 +52,12 @@ class Head(nn.Module):
         super().__init__()
         shape = (model.vocab, model.hidden)
         self.norm = Norm(factory, "head.norm", model.hidden, centred=model.family == "gpt")
-        self.layout = matrix_layout(factory, shape, transposed=False)
         if model.tied and embedding is not None:
             self.weight = embedding.weight
         else:
             name = TOKENS if model.tied else "head.weight"
             self.weight = factory.matrix(name, shape, ("x", "y"), STD, shared=model.tied)
+        self.layout = matrix_layout(factory, self.weight, shape, transposed=False)
 
     def forward(self, stream_BLH: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
         """The summed loss of all tokens."""

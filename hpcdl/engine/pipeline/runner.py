@@ -13,7 +13,6 @@ rank of the team makes it for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,22 +71,19 @@ class Pass:
         seat: where this rank sits.
         model: its stage.
         batch: its share of the batch; stages in the middle read only its shape.
-        before_last: called before the backward that completes the gradients.
     """
 
-    def __init__(self, seat: Seat, model: StageModel, batch: Batch, before_last: Callable[[], None]) -> None:
+    def __init__(self, seat: Seat, model: StageModel, batch: Batch) -> None:
         topology = seat.topology
         self._seat = seat
         self._model = model
         self._batch = batch
-        self._before_last = before_last
         self._stage = Stage(topology.stage, topology.decomposition.pipeline, batch.microbatches)
         self._posted: dict[Kind, _Posted] = {}
         self._flights: dict[int, _Flight] = {}
         self._arrived: dict[tuple[Kind, int], torch.Tensor] = {}
         self._outgoing: dict[int, torch.Tensor] = {}
         self._sends: dict[tuple[Kind, int], Handle] = {}
-        self._backwards = 0
         self.loss = torch.zeros((), device=batch.inputs_MBL.device)
         self._do = {
             Operation.FORWARD: self._forward,
@@ -159,9 +155,6 @@ class Pass:
 
     def _backward(self, microbatch: int) -> None:
         flight = self._flights.pop(microbatch)
-        self._backwards += 1
-        if self._backwards == self._batch.microbatches:
-            self._before_last()
         if self._stage.is_last:
             flight.output.backward()  # type: ignore[no-untyped-call]
         else:

@@ -44,7 +44,8 @@ class _Lookup(torch.autograd.Function):
         own_BLH = grad_BLH.masked_fill(foreign_BL.unsqueeze(-1), 0)
         grad_VH = grad_BLH.new_zeros(layout.block)
         grad_VH.index_add_(0, rows_BL.view(-1), own_BLH.reshape(-1, layout.block[1]))
-        return None, layout.shards.scattered(grad_VH.view(-1)), None
+        layout.deposit.add(layout.shards.scattered(grad_VH.view(-1)))
+        return None, None, None
 
 
 class Embedding(nn.Module):
@@ -56,8 +57,8 @@ class Embedding(nn.Module):
     def __init__(self, factory: Factory, model: Model) -> None:
         super().__init__()
         shape = (model.vocab, model.hidden)
-        self.layout = matrix_layout(factory, shape, transposed=False)
         self.weight = factory.matrix(TOKENS, shape, ("x", "y"), STD, shared=model.tied)
+        self.layout = matrix_layout(factory, self.weight, shape, transposed=False)
         self.positions: nn.Parameter | None = None
         if model.family == "gpt":
             rows = (model.sequence, model.hidden)

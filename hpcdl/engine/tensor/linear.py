@@ -28,18 +28,22 @@ import torch
 from torch import nn
 
 from hpcdl.engine.groups import Peers
-from hpcdl.engine.tensor.parameters import Factory
+from hpcdl.engine.tensor.parameters import Deposit, Factory
 from hpcdl.spec.model import Matrix
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sums of one product run, and the shape of the block that z holds together."""
+    """Where the sums of one product run, and the shape of the block that z holds together.
+
+    Each use of a matrix asks for a layout of its own, so ``deposit`` knows how many gradients it will get.
+    """
 
     contract: Peers  # splits the inputs: forward all-reduce
     spread: Peers  # splits the outputs: backward all-reduce
     shards: Peers  # z
     block: tuple[int, int]  # outputs, inputs
+    deposit: Deposit  # where the gradient of the weight goes
 
 
 class _Product(torch.autograd.Function):
@@ -65,9 +69,9 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_NI = grad_NO @ layout.shards.gathered(weight_S).view(layout.block)
             layout.spread.all_reduce(grad_NI).wait()
-        weight_grad_S = layout.shards.scattered((grad_NO.T @ input_NI).view(-1))
+        layout.deposit.add(layout.shards.scattered((grad_NO.T @ input_NI).view(-1)))
         bias_grad_O = grad_NO.sum(0) if ctx.has_bias else None
-        return grad_NI, weight_grad_S, bias_grad_O, None
+        return grad_NI, None, bias_grad_O, None
 
 
 def product(
@@ -84,12 +88,14 @@ def named(layer: str, matrix: Matrix) -> Matrix:
     return matrix._replace(name=f"{layer}.{matrix.name}")
 
 
-def matrix_layout(factory: Factory, shape: tuple[int, int], *, transposed: bool) -> Layout:
-    """The layout of a matrix of ``shape`` (outputs, inputs) on this rank."""
+def matrix_layout(
+    factory: Factory, weight: nn.Parameter, shape: tuple[int, int], *, transposed: bool
+) -> Layout:
+    """The layout of one use of ``weight``, in full of ``shape`` (outputs, inputs), on this rank."""
     groups = factory.groups
     spread, contract = (groups.y, groups.x) if transposed else (groups.x, groups.y)
     block = (shape[0] // spread.size, shape[1] // contract.size)
-    return Layout(contract, spread, groups.z, block)
+    return Layout(contract, spread, groups.z, block, factory.used(weight))
 
 
 class Linear(nn.Module):
@@ -107,8 +113,8 @@ class Linear(nn.Module):
         super().__init__()
         name, shape = matrix.name, (matrix.rows, matrix.columns)
         axes = ("y", "x") if transposed else ("x", "y")
-        self.layout = matrix_layout(factory, shape, transposed=transposed)
         self.weight = factory.matrix(f"{name}.weight", shape, axes, std)
+        self.layout = matrix_layout(factory, self.weight, shape, transposed=transposed)
         self.bias = factory.vector(f"{name}.bias", shape[0], axes[0], 0.0) if bias else None
 
     def forward(self, input_BLI: torch.Tensor) -> torch.Tensor:

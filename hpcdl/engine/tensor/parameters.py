@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +14,32 @@ from hpcdl.engine.tensor.sharding import Sharding
 from hpcdl.engine.topology import Topology
 
 
+class Deposit:
+    """Where the gradient of one parameter goes, and how often in a microbatch.
+
+    Autograd itself brings the gradients of vectors and tables, once a microbatch. The layers that communicate
+    bring those of their matrices, when the reduction over z is finished or when a deferred product is made:
+    that may be long after autograd has passed, so it cannot be autograd that counts.
+    """
+
+    def __init__(self, parameter: nn.Parameter, *, by_autograd: bool) -> None:
+        self.by_autograd = by_autograd
+        self.times = int(by_autograd)  # a microbatch; each layer that uses a matrix adds itself
+        self.add: Callable[[torch.Tensor], None] = self._into_grad
+        self._parameter = parameter
+
+    def _into_grad(self, gradient: torch.Tensor) -> None:
+        grad = self._parameter.grad
+        self._parameter.grad = gradient if grad is None else grad + gradient
+
+
 @dataclass(frozen=True)
 class Held:
     """One parameter as this rank holds it."""
 
     name: str
     parameter: nn.Parameter
+    deposit: Deposit
     sharding: Sharding
     shared: bool  # also held by the other end of the pipeline: a tied embedding
 
@@ -56,6 +77,12 @@ class Factory:
         sharding = Sharding(shape, axes, flat=True)
         return self._hold(name, self._normal(name, sharding, std), sharding, shared=shared)
 
+    def used(self, weight: nn.Parameter) -> Deposit:
+        """Where one more use of a matrix brings its gradients."""
+        deposit = next(one.deposit for one in self.held if one.parameter is weight)
+        deposit.times += 1
+        return deposit
+
     def table(self, name: str, shape: tuple[int, int], axis: str, std: float) -> nn.Parameter:
         """A matrix whose columns are cut over ``axis`` and whose block every z rank holds whole."""
         sharding = Sharding(shape, (None, axis), flat=False)
@@ -74,5 +101,6 @@ class Factory:
         self, name: str, values: torch.Tensor, sharding: Sharding, *, shared: bool = False
     ) -> nn.Parameter:
         parameter = nn.Parameter(values.to(self.numerics.device, self.numerics.dtype))
-        self.held.append(Held(name, parameter, sharding, shared))
+        deposit = Deposit(parameter, by_autograd=not sharding.flat)
+        self.held.append(Held(name, parameter, deposit, sharding, shared))
         return parameter
