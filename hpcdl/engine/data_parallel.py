@@ -72,6 +72,8 @@ class Gradients:
             gradient=self._home[held.name].view(held),
             replicas=held.sharding.replicas(topology) * copies,
             decay=held.decay,
+            sharding=held.sharding,
+            writes=held.sharding.is_first_replica(topology) and (topology.is_first or not held.shared),
         )
 
     def _attach(self, deposit: Deposit, slot: Slot) -> None:

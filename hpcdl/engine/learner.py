@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.optim import clip
 from hpcdl.engine.optim.adamw import AdamW
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
-from hpcdl.engine.tensor.parameters import Numerics
+from hpcdl.engine.tensor.parameters import Numerics, Part
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Reduction, Transport
 from hpcdl.errors import EngineError
@@ -104,10 +103,14 @@ class Learner:
             "lower training.optimizer.lr, add warmup, or look at the data of that step",
         )
 
-    def state(self) -> dict[str, Any]:
-        """What must be kept to go on."""
-        return self._optimizer.state()
+    def parts(self) -> list[Part]:
+        """What must be kept of the parameters this rank updates, as live tensors."""
+        return self._optimizer.parts(self.topology)
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``."""
-        self._optimizer.load(state)
+    def counters(self) -> dict[str, float]:
+        """What else must be kept; the same on all ranks."""
+        return {"updates": self._optimizer.steps}
+
+    def restored(self, counters: dict[str, float]) -> None:
+        """Go on: all parts were filled in."""
+        self._optimizer.restored(int(counters["updates"]))

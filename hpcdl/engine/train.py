@@ -174,7 +174,8 @@ class Training:
 
     def _save(self) -> None:
         progress = self._progress
-        state = {"loss": progress.loss, "optimizer": self._learner.state()}
+        tensors = {part.name: part.tensors for part in self._learner.parts()}
+        state = {"loss": progress.loss, "tensors": tensors, "counters": self._learner.counters()}
         self._checkpoints.save(progress.step, state, self._transport.barrier)
         self._recorder.event("checkpoint", step=progress.step)
 
@@ -183,5 +184,8 @@ class Training:
         found = self._checkpoints.newest(lambda step: world.agree(step, self._learner.device))
         if found is not None:
             step, state = found
-            self._learner.load(state["optimizer"])
+            for part in self._learner.parts():
+                for name, tensor in part.tensors.items():
+                    tensor.copy_(state["tensors"][part.name][name])
+            self._learner.restored(state["counters"])
             self._progress = _Progress(step, state["loss"])

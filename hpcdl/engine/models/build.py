@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hpcdl.engine.groups import Groups
 from hpcdl.engine.models.transformer import Head, Layer
+from hpcdl.engine.tensor.dropout import Rows
 from hpcdl.engine.tensor.embedding import Embedding
 from hpcdl.engine.tensor.parameters import Factory, Held, Numerics
 from hpcdl.engine.topology import Topology
@@ -34,13 +35,17 @@ class StageModel(nn.Module):
             _recomputed if decomposition.recompute == "full" else _kept
         )
         self.held: tuple[Held, ...] = tuple(factory.held)
+        self.later = factory.later
         self.dtype = factory.numerics.dtype
         self.width = model.hidden // decomposition.y
 
-    def forward(self, incoming: torch.Tensor, targets_BL: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, incoming: torch.Tensor, targets_BL: torch.Tensor | None = None, rows: Rows | None = None
+    ) -> torch.Tensor:
         """From tokens or the stream of the stage before, to the stream for the next or the summed loss.
 
-        Only the last stage looks at the targets.
+        Only the last stage looks at the targets. ``rows`` are those of the microbatch; None means that
+        nothing is dropped, as in evaluation.
         """
         stream_BLH = incoming if self.embedding is None else self.embedding(incoming)
         for layer in self.layers:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from hpcdl.errors import EngineError
+from hpcdl.engine.tensor.parameters import Part
+from hpcdl.engine.tensor.sharding import Sharding
+from hpcdl.engine.topology import Topology
 from hpcdl.spec.training import Optimizer
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # torch's names
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Slot:
     gradient: torch.Tensor
     replicas: int  # ranks of the world that hold the same elements
     decay: bool  # whether weight decay applies: matrices yes, norms and biases no
+    sharding: Sharding
+    writes: bool  # whether this rank is the one among the replicas that saves it
 
 
 class AdamW:
@@ -50,6 +53,9 @@ class AdamW:
             [group for group in groups if group["params"]],
             lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True,
         )  # fmt: skip
+        for master in self._masters:
+            state: dict[str, torch.Tensor] = {name: torch.zeros_like(master) for name in _MOMENTS}
+            self._adamw.state[master] = state | {"step": torch.zeros((), device=master.device)}
 
     def _having(self, *, decay: bool) -> list[torch.Tensor]:
         return [m for m, slot in zip(self._masters, self._slots, strict=True) if slot.decay == decay]
@@ -74,40 +80,29 @@ class AdamW:
             if slot.parameter is not master:
                 slot.parameter.copy_(master)
 
-    def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """What must be kept to go on: by slot name, the master weight and Adam's moments."""
-        return {
-            slot.name: {"master": master.detach()} | self._moments(master)
+    def parts(self, topology: Topology) -> list[Part]:
+        """What must be kept to go on, as live tensors."""
+        return [
+            Part(
+                slot.name,
+                slot.sharding,
+                slot.sharding.span(topology),
+                {"master": master.detach().view(-1)}
+                | {name: self._adamw.state[master][name].view(-1) for name in _MOMENTS},
+                slot.writes,
+            )
             for slot, master in zip(self._slots, self._masters, strict=True)
-        }
+        ]
 
-    def _moments(self, master: torch.Tensor) -> dict[str, Any]:
-        moments: dict[str, Any] = self._adamw.state.get(master, {})
-        return {name: moments[name] for name in _MOMENTS if name in moments}
+    @property
+    def steps(self) -> int:
+        """Updates made so far."""
+        return int(next(iter(self._adamw.state.values()))["step"].item())
 
     @torch.no_grad()
-    def load(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Go on from ``state``; parameters are set from their masters.
-
-        Raises:
-            EngineError: it is the state of other parameters.
-        """
+    def restored(self, steps: int) -> None:
+        """Go on after the parts were filled in, with ``steps`` updates behind."""
         for master, slot in zip(self._masters, self._slots, strict=True):
-            kept = _of(slot, state)
-            master.copy_(kept["master"])
+            self._adamw.state[master]["step"].fill_(steps)
             if slot.parameter is not master:
                 slot.parameter.copy_(master)
-            self._adamw.state[master] = {
-                name: kept[name].to(master.device, copy=True) for name in _MOMENTS if name in kept
-            }
-
-
-def _of(slot: Slot, state: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    kept = state.get(slot.name)
-    found = "nothing" if kept is None else f"shape {tuple(kept['master'].shape)}"
-    if kept is None or kept["master"].shape != slot.parameter.shape:
-        raise EngineError(
-            f"the checkpoint holds {found} for {slot.name}, which has shape {tuple(slot.parameter.shape)}",
-            "it belongs to another model; give this one a run of its own",
-        )
-    return kept

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from hpcdl.engine.groups import Peers
+from hpcdl.engine.tensor.later import Later
 from hpcdl.engine.tensor.parameters import Deposit, Factory
 from hpcdl.spec.model import Matrix
 
@@ -44,6 +45,7 @@ class Layout:
     shards: Peers  # z
     block: tuple[int, int]  # outputs, inputs
     deposit: Deposit  # where the gradient of the weight goes
+    later: Later
 
 
 class _Product(torch.autograd.Function):
@@ -69,9 +71,13 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_NI = grad_NO @ layout.shards.gathered(weight_S).view(layout.block)
             layout.spread.all_reduce(grad_NI).wait()
-        layout.deposit.add(layout.shards.scattered((grad_NO.T @ input_NI).view(-1)))
+        layout.later.do(lambda: _bring(layout, (grad_NO.T @ input_NI).view(-1)))
         bias_grad_O = grad_NO.sum(0) if ctx.has_bias else None
         return grad_NI, None, bias_grad_O, None
+
+
+def _bring(layout: Layout, gradient: torch.Tensor) -> None:
+    layout.deposit.add(layout.shards.scattered(gradient))
 
 
 def product(
@@ -95,7 +101,7 @@ def matrix_layout(
     groups = factory.groups
     spread, contract = (groups.y, groups.x) if transposed else (groups.x, groups.y)
     block = (shape[0] // spread.size, shape[1] // contract.size)
-    return Layout(contract, spread, groups.z, block, factory.used(weight))
+    return Layout(contract, spread, groups.z, block, factory.used(weight), factory.later)
 
 
 class Linear(nn.Module):

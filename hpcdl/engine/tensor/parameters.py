@@ -10,6 +10,7 @@ from torch import nn
 
 from hpcdl.engine.groups import Groups
 from hpcdl.engine.tensor.initial import normal_shard
+from hpcdl.engine.tensor.later import Later
 from hpcdl.engine.tensor.sharding import Sharding
 from hpcdl.engine.topology import Topology
 
@@ -50,6 +51,21 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A run of elements of one parameter, with everything that training must keep of them.
+
+    ``tensors`` are flat, fp32 and live: ``master``, ``exp_avg``, ``exp_avg_sq``. Who fills them in place and
+    then tells the learner has restored this part.
+    """
+
+    name: str
+    sharding: Sharding
+    span: slice  # of the rank's flattened block
+    tensors: dict[str, torch.Tensor]
+    writes: bool  # whether this rank is the one among its replicas that saves it
+
+
+@dataclass(frozen=True)
 class Numerics:
     """In what type, where, and from which seed parameters are made."""
 
@@ -68,6 +84,7 @@ class Factory:
         self.topology = topology
         self.groups = groups
         self.numerics = numerics
+        self.later = Later()
         self.held: list[Held] = []
 
     def matrix(

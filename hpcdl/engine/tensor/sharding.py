@@ -46,8 +46,17 @@ class Sharding:
 
     def replicas(self, topology: Topology) -> int:
         """How many ranks of one pipeline stage hold the same elements."""
+        return prod(topology.degree(axis) for axis in self._copying)
+
+    def is_first_replica(self, topology: Topology) -> bool:
+        """Whether this rank comes first among those."""
+        return not any(topology.index(axis) for axis in self._copying)
+
+    @property
+    def _copying(self) -> list[str]:
+        """The axes along which ranks hold the same elements."""
         cutting = {*self.axes, "z"} if self.flat else set(self.axes)
-        return prod(topology.degree(axis) for axis in AXES if axis != "pipeline" and axis not in cutting)
+        return [axis for axis in AXES if axis != "pipeline" and axis not in cutting]
 
 
 def _part(size: int, index: int, parts: int) -> slice:
