@@ -61,5 +61,5 @@ class Head(nn.Module):
 
     def forward(self, stream_BLH: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
         """The summed loss of all tokens."""
-        logits_BLV = product(self.norm(stream_BLH), self.weight, None, self.layout)
+        logits_BLV = product(self.norm(stream_BLH), None, self.layout)
         return cross_entropy(logits_BLV, targets_BL, self.layout.spread)

@@ -147,7 +147,9 @@ class Pass:
             incoming = self._batch.inputs_MBL[microbatch]
         else:
             incoming = self._arrived.pop((Kind.ACTIVATION, microbatch)).requires_grad_()
+        self._model.later.begin(Operation.FORWARD)
         output = self._model(incoming, self._batch.targets_MBL[microbatch])
+        self._model.later.settle()
         if self._stage.is_last:
             output = output * self._batch.loss_scale
             self.loss += output.detach()
@@ -155,12 +157,14 @@ class Pass:
 
     def _backward(self, microbatch: int) -> None:
         flight = self._flights.pop(microbatch)
+        self._model.later.begin(Operation.BACKWARD)
         if self._stage.is_last:
             flight.output.backward()  # type: ignore[no-untyped-call]
         else:
             self._sends.pop((Kind.ACTIVATION, microbatch)).wait()
             gradient = self._arrived.pop((Kind.GRADIENT, microbatch))
             flight.output.backward(gradient)  # type: ignore[no-untyped-call]
+        self._model.later.settle()
         if not self._stage.is_first:
             assert flight.incoming.grad is not None  # noqa: S101 - for mypy
             self._outgoing[microbatch] = flight.incoming.grad

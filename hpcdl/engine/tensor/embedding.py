@@ -24,8 +24,8 @@ class _Lookup(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tokens_BL: torch.Tensor, weight_S: torch.Tensor, layout: Layout) -> torch.Tensor:
-        weight_VH = layout.shards.gathered(weight_S).view(layout.block)
+    def forward(ctx: Any, tokens_BL: torch.Tensor, _: nn.Parameter, layout: Layout) -> torch.Tensor:
+        weight_VH = layout.gathered()
         rows_BL = tokens_BL - layout.spread.index * layout.block[0]
         foreign_BL = (rows_BL < 0) | (rows_BL >= layout.block[0])
         rows_BL = rows_BL.masked_fill(foreign_BL, 0)
@@ -44,7 +44,7 @@ class _Lookup(torch.autograd.Function):
         own_BLH = grad_BLH.masked_fill(foreign_BL.unsqueeze(-1), 0)
         grad_VH = grad_BLH.new_zeros(layout.block)
         grad_VH.index_add_(0, rows_BL.view(-1), own_BLH.reshape(-1, layout.block[1]))
-        layout.deposit.add(layout.shards.scattered(grad_VH.view(-1)))
+        layout.bring(grad_VH)
         return None, None, None
 
 

@@ -85,7 +85,9 @@ class DistTransport:
             world_size=ranks,
             device_id=device if self._cuda else None,
         )
-        self._groups: dict[tuple[int, ...], Group] = {tuple(range(ranks)): self._everyone(ranks)}
+        self._groups: dict[tuple[tuple[int, ...], str], Group] = {
+            (tuple(range(ranks)), ""): self._everyone(ranks)
+        }
         self._lanes: dict[tuple[int, int], Any] = {}
         # Polling a Gloo receive never reports it finished, but a wait returns at once; so two
         # receives are raced by two waiting threads, one a direction.
@@ -95,12 +97,12 @@ class DistTransport:
     def _everyone(ranks: int) -> Group:
         return Group(tuple(range(ranks)), dist.group.WORLD)
 
-    def group(self, ranks: tuple[int, ...]) -> Group:
-        """The group of ``ranks``; only its members take part in making it."""
-        if ranks not in self._groups:
+    def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
+        """The group of ``ranks``; only its members take part in making it. A lane is a communicator."""
+        if (ranks, lane) not in self._groups:
             channel = dist.new_group(list(ranks), use_local_synchronization=True)
-            self._groups[ranks] = Group(ranks, channel)
-        return self._groups[ranks]
+            self._groups[ranks, lane] = Group(ranks, channel)
+        return self._groups[ranks, lane]
 
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
