@@ -13,6 +13,7 @@ from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.optim import clip
 from hpcdl.engine.optim.adamw import AdamW
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
+from hpcdl.engine.tensor.dropout import Rows
 from hpcdl.engine.tensor.parameters import Numerics, Part
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Reduction, Transport
@@ -65,7 +66,7 @@ class Learner:
         Raises:
             EngineError: the loss or the gradient is not a finite number; nothing is updated.
         """
-        batch = self._cut(inputs_BL, targets_BL)
+        batch = self._cut(step, inputs_BL, targets_BL)
         self.gradients.begin(batch.microbatches)
         loss = Pass(self._seat, self.stage, batch).run()
         self.gradients.finish()
@@ -73,13 +74,14 @@ class Learner:
         self._optimizer.step(learning_rate, clip.scale(outcome.grad_norm, self._clip))
         return outcome
 
-    def _cut(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> Batch:
+    def _cut(self, step: int, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> Batch:
         """Microbatches of this rank's share."""
         size = self.topology.decomposition.microbatch
         inputs_MBL, targets_MBL = (
             rows_BL.to(self.device).view(-1, size, rows_BL.shape[1]) for rows_BL in (inputs_BL, targets_BL)
         )
-        return Batch(inputs_MBL, targets_MBL, self._loss_scale)
+        rows = Rows(step, first=self.topology.batch_shard * len(inputs_BL))
+        return Batch(inputs_MBL, targets_MBL, self._loss_scale, rows)
 
     def _agree(self, step: int, loss: torch.Tensor) -> Outcome:
         """Loss and gradient norm of the whole world, in one all-reduce."""

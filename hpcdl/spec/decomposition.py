@@ -214,11 +214,6 @@ ENGINE_RULES: tuple[Rule, ...] = (
         lambda d, model, batch: d.offload == "none",
         "offload {d.offload}: the bundled engine does not keep optimizer state in CPU memory yet, only none",
     ),
-    Rule(
-        "engine: recompute",
-        lambda d, model, batch: d.recompute != "selective",
-        "recompute selective: the bundled engine recomputes whole layers (full) or nothing (none)",
-    ),
 )
 """What the bundled engine can run today; the planner proposes nothing else."""
 

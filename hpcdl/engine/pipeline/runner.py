@@ -19,6 +19,7 @@ import torch
 
 from hpcdl.engine.groups import Peers
 from hpcdl.engine.models.build import StageModel
+from hpcdl.engine.tensor.dropout import Rows
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Handle, Transport
 from hpcdl.stage import Action, Kind, Message, Operation, Stage
@@ -33,11 +34,17 @@ class Batch:
     inputs_MBL: torch.Tensor
     targets_MBL: torch.Tensor
     loss_scale: float  # what a token's loss weighs: 1 / tokens of the whole batch
+    rows: Rows | None = None  # of the first microbatch; None: nothing is dropped
 
     @property
     def microbatches(self) -> int:
         """How many."""
         return len(self.inputs_MBL)
+
+    def rows_of(self, microbatch: int) -> Rows | None:
+        """Which sequences ``microbatch`` holds."""
+        size = self.inputs_MBL.shape[1]
+        return self.rows and self.rows._replace(first=self.rows.first + microbatch * size)
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class Pass:
         else:
             incoming = self._arrived.pop((Kind.ACTIVATION, microbatch)).requires_grad_()
         self._model.later.begin(Operation.FORWARD)
-        output = self._model(incoming, self._batch.targets_MBL[microbatch])
+        output = self._model(incoming, self._batch.targets_MBL[microbatch], self._batch.rows_of(microbatch))
         self._model.later.settle()
         if self._stage.is_last:
             output = output * self._batch.loss_scale

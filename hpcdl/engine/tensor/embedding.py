@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpcdl.engine.tensor.dropout import Rows, stream_dropout
 from hpcdl.engine.tensor.initial import STD
 from hpcdl.engine.tensor.linear import Layout, matrix_layout
 from hpcdl.engine.tensor.parameters import Factory
@@ -63,8 +64,11 @@ class Embedding(nn.Module):
         if model.family == "gpt":
             rows = (model.sequence, model.hidden)
             self.positions = factory.table("embedding.positions", rows, "y", STD)
+        self.dropout = stream_dropout(factory, "embedding", model)
 
-    def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens_BL: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         """The residual stream: hidden split over y, replicated over x."""
         output_BLH: torch.Tensor = _Lookup.apply(tokens_BL, self.weight, self.layout)  # type: ignore[no-untyped-call]
-        return output_BLH if self.positions is None else output_BLH + self.positions[: tokens_BL.shape[1]]
+        if self.positions is not None:
+            output_BLH = output_BLH + self.positions[: tokens_BL.shape[1]]
+        return self.dropout(output_BLH, rows)
