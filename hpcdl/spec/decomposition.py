@@ -190,6 +190,11 @@ RULES: tuple[Rule, ...] = (
         lambda d, model, batch: _shards_evenly(d, model),
         "z {d.z} does not cut every weight matrix (already cut over x {d.x} and y {d.y}) into equal shards",
     ),
+    Rule(
+        "recompute_every",
+        lambda d, model, batch: d.recompute_every <= model.layers,
+        "recompute_every {d.recompute_every} is more than the model's {model.layers} layers",
+    ),
 )
 """What every decomposition of a model must satisfy, whatever engine runs it."""
 

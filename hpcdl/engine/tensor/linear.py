@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hpcdl.engine.groups import Peers
@@ -69,7 +70,10 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(input_NI)
         ctx.layout = layout
         ctx.has_bias = bias_O is not None
-        output_NO = input_NI @ layout.gathered().T
+        weight_OI = layout.gathered()
+        if layout.contract.size == 1:
+            return F.linear(input_NI, weight_OI, bias_O)
+        output_NO = input_NI @ weight_OI.T
         layout.contract.all_reduce(output_NO).wait()
         return output_NO if bias_O is None else output_NO.add_(bias_O)
 
