@@ -120,9 +120,8 @@ def test_microbatches_are_pieces_of_the_batch():
 @pytest.mark.parametrize(
     "degrees",
     [
-        {}, {"microbatch": 4}, {"x": 4}, {"y": 2}, {"z": 2}, {"data": 2}, {"pipeline": 3}, {"x": 2, "y": 2, "z": 2},
-        {"data": 2, "pipeline": 2, "x": 2}, {"recompute": "full", "recompute_every": 2, "z": 2},
-        {"recompute": "selective", "x": 2},
+        {"microbatch": 4}, {"x": 4}, {"y": 2}, {"z": 2}, {"pipeline": 3}, {"data": 2, "pipeline": 2, "x": 2},
+        {"x": 2, "y": 2, "z": 2},
     ],
     ids=str,
 )  # fmt: skip

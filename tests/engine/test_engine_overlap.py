@@ -76,17 +76,23 @@ class Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def chained(transport, grid, overlap, layers):
+    """Normal and transposed layers in turn, and what made them."""
+    topology = Topology(grid, transport.rank)
+    groups = make_groups(transport, topology, tied=False)
+    factory = Factory(topology, groups, Numerics(torch.float32, CPU, 3, overlap))
+    chain = [
+        Linear(factory, Matrix(f"m{n}", WIDTH, WIDTH), 0.5, transposed=bool(n % 2), bias=False)
+        for n in range(layers)
+    ]
+    return factory, chain
+
+
 def events_of(grid, overlap, *, layers=1, passes=1):
     """What rank 0 does in the backward of the last pass through a chain of layers, and its settling."""
 
     def work(transport):
-        topology = Topology(grid, transport.rank)
-        groups = make_groups(transport, topology, tied=False)
-        factory = Factory(topology, groups, Numerics(torch.float32, CPU, 3, overlap))
-        chain = [
-            Linear(factory, Matrix(f"m{n}", WIDTH, WIDTH), 0.5, transposed=bool(n % 2), bias=False)
-            for n in range(layers)
-        ]
+        factory, chain = chained(transport, grid, overlap, layers)
         for _ in range(passes):
             stream = torch.ones(4, chain[0].layout.block[1], requires_grad=True)
             factory.later.begin("forward")
@@ -129,6 +135,32 @@ def test_without_overlap_each_scatter_is_finished_where_it_was_begun():
     for n in (1, 2):
         assert events[events.index(f"begin scatter {n}") + 1] == f"end scatter {n}"
     assert events[-1] == "settle"
+
+
+def test_deferred_weight_products_are_scattered_when_they_are_done():
+    """The backward leaves them; the settling after them finishes their scatters, in their order."""
+
+    def work(transport):
+        factory, layer = chained(transport, Decomposition(z=2), Overlap(), 1)
+        stream = torch.ones(4, WIDTH, requires_grad=True)
+        gradients = []
+        for deferring in (False, True):
+            factory.later.deferring = deferring
+            layer[0](stream).sum().backward()
+            factory.later.settle()
+            begun = sum("begin scatter" in event for event in transport.events)
+            left = factory.later.take()
+            for product in left:
+                product()
+            factory.later.settle()
+            gradients.append((begun, len(left), layer[0].weight.grad))
+            layer[0].weight.grad = None
+        return gradients
+
+    (at_once, deferred), _ = in_threads(2, work, Noting)
+    assert at_once[:2] == (1, 0)
+    assert deferred[:2] == (1, 1)
+    assert torch.equal(at_once[2], deferred[2])
 
 
 def test_few_scatters_are_pending_at_once():

@@ -23,17 +23,20 @@ BYTES = torch.finfo(torch.float32).bits // 8
 
 
 class Alive(TorchDispatchMode):
-    """Storages that operators made, as long as they live."""
+    """Storages that operators made, as long as they live; those of ``parameters`` do not count."""
 
-    def __init__(self):
+    def __init__(self, parameters):
         super().__init__()
         self._made = {}
+        self._known = {parameter.untyped_storage()._cdata for parameter in parameters}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for value in torch.utils._pytree.tree_leaves(result):
             if isinstance(value, torch.Tensor):
                 storage = value.untyped_storage()
+                if storage._cdata in self._known:
+                    continue
                 self._made[storage._cdata] = (
                     torch.multiprocessing.reductions.StorageWeakRef(storage),
                     storage.nbytes(),
@@ -48,7 +51,7 @@ def kept(model, **recompute):
     """Bytes that a forward leaves alive for its backward."""
     stage = in_threads(1, lambda transport: built(transport, model, Decomposition(**recompute)))[0]
     tokens = torch.zeros(2, model.sequence, dtype=torch.long)
-    with Alive() as alive:
+    with Alive(stage.parameters()) as alive:
         loss = stage(tokens, tokens, Rows(1, 0))
     kept_bytes = alive.bytes()
     loss.backward()
