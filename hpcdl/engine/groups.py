@@ -14,6 +14,19 @@ from hpcdl.engine.transport.base import Done, Group, Handle, Reduction, Transpor
 
 
 @dataclass(frozen=True)
+class Coming:
+    """A tensor that a collective is still making."""
+
+    tensor: torch.Tensor
+    handle: Handle
+
+    def wait(self) -> torch.Tensor:
+        """The tensor, finished."""
+        self.handle.wait()
+        return self.tensor
+
+
+@dataclass(frozen=True)
 class Peers:
     """This rank among the ranks of one group; a group of one has nothing to say to anybody."""
 
@@ -37,21 +50,19 @@ class Peers:
             return Done()
         return self.transport.all_reduce(tensor, self.group, reduction)
 
-    def gathered(self, shard: torch.Tensor) -> torch.Tensor:
-        """All flat shards, one after the other; blocks. A group of one answers the shard itself."""
+    def gather(self, shard: torch.Tensor) -> Coming:
+        """All flat shards, one after the other. A group of one answers the shard itself."""
         if self.group is None:
-            return shard
+            return Coming(shard, Done())
         whole = shard.new_empty(shard.numel() * self.size)
-        self.transport.all_gather(whole, shard, self.group).wait()
-        return whole
+        return Coming(whole, self.transport.all_gather(whole, shard, self.group))
 
-    def scattered(self, whole: torch.Tensor) -> torch.Tensor:
-        """This rank's shard of the sum of the flat ``whole``; blocks. A group of one answers ``whole``."""
+    def scatter(self, whole: torch.Tensor) -> Coming:
+        """This rank's shard of the sum of the flat ``whole``. A group of one answers ``whole``."""
         if self.group is None:
-            return whole
+            return Coming(whole, Done())
         shard = whole.new_empty(whole.numel() // self.size)
-        self.transport.reduce_scatter(shard, whole, self.group).wait()
-        return shard
+        return Coming(shard, self.transport.reduce_scatter(shard, whole, self.group))
 
     def agree(self, number: int, device: torch.device) -> int:
         """The ``number`` of the group's first rank, on all of them; blocks."""
@@ -69,6 +80,7 @@ class Groups:
     x: Peers
     y: Peers
     z: Peers
+    weights: Peers  # z again, in a lane of its own: a gather ahead of need must not queue behind a scatter
     data: Peers
     batch: Peers  # data × z: those that hold the same stage and read different sequences
     team: Peers  # x × y × z: those that compute one stage of one replica together
@@ -85,14 +97,15 @@ def make_groups(transport: Transport, topology: Topology, *, tied: bool) -> Grou
         tied: whether the LM head shares the embedding, so that the pipeline's ends must talk.
     """
 
-    def peers(ranks: tuple[int, ...]) -> Peers:
-        return Peers(transport, ranks, transport.group(ranks) if len(ranks) > 1 else None)
+    def peers(ranks: tuple[int, ...], lane: str = "") -> Peers:
+        return Peers(transport, ranks, transport.group(ranks, lane) if len(ranks) > 1 else None)
 
     at_end = tied and (topology.is_first or topology.is_last)
     return Groups(
         x=peers(topology.group("x")),
         y=peers(topology.group("y")),
         z=peers(topology.group("z")),
+        weights=peers(topology.group("z"), "weights"),
         data=peers(topology.group("data")),
         batch=peers(topology.group("data", "z")),
         team=peers(topology.team),

@@ -48,7 +48,8 @@ class Learner:
         training, model = experiment.training, experiment.model
         self.topology = Topology(decomposition, transport.rank)
         self.groups: Groups = make_groups(transport, self.topology, tied=model.tied)
-        numerics = Numerics(_DTYPES[training.precision], device, training.seed)
+        overlap = experiment.communication.overlap
+        numerics = Numerics(_DTYPES[training.precision], device, training.seed, overlap)
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         self.gradients = Gradients(self.stage.held, self.topology, self.groups, training.chunk_mib)
         self._optimizer = AdamW(self.gradients.slots, training.optimizer)

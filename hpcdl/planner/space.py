@@ -38,6 +38,7 @@ class Candidates:
     defer_weights = False
     zero = 0
     offload = "none"
+    recompute_every = 1
 
     def __len__(self) -> int:
         return len(self.data)

@@ -196,6 +196,11 @@ RULES: tuple[Rule, ...] = (
         lambda d, model, batch: _shards_evenly(d, model),
         "z {d.z} does not cut every weight matrix (already cut over x {d.x} and y {d.y}) into equal shards",
     ),
+    Rule(
+        "recompute_every",
+        lambda d, model, batch: d.recompute_every <= model.layers,
+        "recompute_every {d.recompute_every} is more than the model's {model.layers} layers",
+    ),
 )
 """What every decomposition of a model must satisfy, whatever engine runs it."""
 
@@ -209,11 +214,6 @@ ENGINE_RULES: tuple[Rule, ...] = (
         "engine: offload",
         lambda d, model, batch: d.offload == "none",
         "offload {d.offload}: the bundled engine does not keep optimizer state in CPU memory yet, only none",
-    ),
-    Rule(
-        "engine: recompute",
-        lambda d, model, batch: d.recompute != "selective",
-        "recompute selective: the bundled engine recomputes whole layers (full) or nothing (none)",
     ),
 )
 """What the bundled engine can run today; the planner proposes nothing else."""

@@ -76,6 +76,9 @@ class Model(Frozen):
     sequence: int = Field(gt=0, description="tokens a sequence")
     tied: bool = Field(description="whether the LM head shares the embedding's weight")
     rope_theta: float = Field(10000.0, gt=0)
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of elements dropped in training, at GPT-2's three kinds of places"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -3,13 +3,16 @@
 import pytest
 import torch
 from engine_worlds import GPT, LLAMA, in_threads, whole
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from hpcdl.engine.groups import make_groups
 from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.tensor.parameters import Numerics
 from hpcdl.engine.topology import Topology
-from hpcdl.spec.decomposition import Decomposition
+from hpcdl.engine.transport.memory import World
+from hpcdl.spec.decomposition import RULES, Decomposition
 from hpcdl.spec.model import Model
 
 SHAPES = [
@@ -108,3 +111,27 @@ def test_recomputation_keeps_fewer_tensors():
         return sum(kept)
 
     assert saved("full") < saved("none") / 2
+
+
+SIZES = st.integers(1, 3)
+
+
+@given(
+    st.builds(
+        lambda family, kv_heads, groups, size, **rest: Model(
+            family=family, heads=kv_heads * groups, kv_heads=kv_heads, hidden=2 * size * kv_heads * groups, **rest
+        ),
+        st.sampled_from(["gpt", "llama"]), st.integers(1, 4), SIZES, SIZES,
+        layers=st.integers(1, 2), ffn=st.integers(1, 12), vocab=st.integers(2, 12), sequence=SIZES,
+    ),
+    st.builds(Decomposition, x=SIZES, y=SIZES, z=SIZES, pipeline=st.integers(1, 2)),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_what_the_rules_allow_is_cut_without_a_remainder(model, decomposition):
+    """Every rank builds its part, and the parts are the whole model; what would not fit is refused by a rule."""
+    refused = any(not rule.holds(decomposition, model, 6) for rule in RULES if rule.name != "global_batch")
+    if not refused:
+        world = World(decomposition.ranks)
+        stages = [built(world.transport(rank), model, decomposition) for rank in range(decomposition.ranks)]
+        full = whole(decomposition, [[(held, held.parameter) for held in stage.held] for stage in stages])
+        assert sum(value.numel() for value in full.values()) == model.parameters

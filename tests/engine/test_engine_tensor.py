@@ -61,6 +61,7 @@ def test_linear_is_a_linear_layer(grid, transposed):
         mine = part(inputs, here, "z", in_axis).requires_grad_()
         output = layer(mine)
         output.backward(part(grads, here, "z", out_axis))
+        make.later.settle()
         make.groups.z.all_reduce(layer.bias.grad).wait()
         for name, value, axes in (("out", output, ("z", out_axis)), ("in", mine.grad, ("z", in_axis))):
             torch.testing.assert_close(value, part(expected[name], here, *axes), rtol=1e-5, atol=1e-5)
@@ -124,6 +125,7 @@ def test_embedding_is_a_lookup(grid):
         embedding = Embedding(make, model)
         output = embedding(part(tokens, here, "z", None))
         output.backward(part(grads, here, "z", None, "y"))
+        make.later.settle()
         return (
             output,
             [(held, held.parameter.grad) for held in make.held],

@@ -72,7 +72,12 @@ def test_a_violation_names_its_values():
     assert "pipeline 7 × interleave 2 needs more layers than the model's 6" in broken
 
 
-@pytest.mark.parametrize("change", [{"zero": 1}, {"offload": "optimizer"}, {"recompute": "selective"}])
+def test_more_layers_recomputed_as_one_than_there_are_is_refused_by_name():
+    broken = violations(Decomposition(recompute="full", recompute_every=7), MODEL, 8)
+    assert broken == {"recompute_every": "recompute_every 7 is more than the model's 6 layers"}
+
+
+@pytest.mark.parametrize("change", [{"zero": 1}, {"offload": "optimizer"}])
 def test_what_the_engine_does_not_run_is_refused(change):
     assert any("bundled engine" in line for line in violations(Decomposition(**change), MODEL, 8).values())
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from hpcdl.engine.groups import Groups
+from hpcdl.engine.models.recompute import group_size, run_layers
 from hpcdl.engine.models.transformer import Head, Layer
 from hpcdl.engine.tensor.dropout import Rows
 from hpcdl.engine.tensor.embedding import Embedding
@@ -38,9 +36,7 @@ class Chunk(nn.Module):
             Layer(factory, index, model) for index in stage_layers(model, stages, stage)
         )
         self.head = Head(factory, model, self.embedding) if stage == stages - 1 else None
-        self._through: Callable[[nn.Module, torch.Tensor], torch.Tensor] = (
-            _recomputed if decomposition.recompute == "full" else _kept
-        )
+        self._group = group_size(decomposition)
 
     def forward(
         self, incoming: torch.Tensor, targets_BL: torch.Tensor | None = None, rows: Rows | None = None
@@ -50,9 +46,8 @@ class Chunk(nn.Module):
         Only the last stage looks at the targets. ``rows`` are those of the microbatch; None means that
         nothing is dropped, as in evaluation.
         """
-        stream_BLH = incoming if self.embedding is None else self.embedding(incoming)
-        for layer in self.layers:
-            stream_BLH = self._through(layer, stream_BLH)
+        stream_BLH = incoming if self.embedding is None else self.embedding(incoming, rows)
+        stream_BLH = run_layers(list(self.layers), stream_BLH, rows, self._group)
         if self.head is None:
             return stream_BLH
         loss: torch.Tensor = self.head(stream_BLH, targets_BL)
@@ -74,17 +69,6 @@ class StageModel(nn.Module):
         self.device = numerics.device
         width = model.hidden // decomposition.y
         self.signature: Signature = (Field((model.sequence, width), numerics.dtype),)
-
-
-def _kept(layer: nn.Module, stream_BLH: torch.Tensor) -> torch.Tensor:
-    output: torch.Tensor = layer(stream_BLH)
-    return output
-
-
-def _recomputed(layer: nn.Module, stream_BLH: torch.Tensor) -> torch.Tensor:
-    # Nothing here draws random numbers, so there is no generator state to keep.
-    output: torch.Tensor = checkpoint(layer, stream_BLH, use_reentrant=False, preserve_rng_state=False)
-    return output
 
 
 def build_stage(model: Model, topology: Topology, groups: Groups, numerics: Numerics) -> StageModel:

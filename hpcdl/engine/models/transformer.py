@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hpcdl.engine.tensor.attention import Attention
+from hpcdl.engine.tensor.dropout import Rows, stream_dropout
 from hpcdl.engine.tensor.embedding import TOKENS, Embedding
 from hpcdl.engine.tensor.initial import STD
 from hpcdl.engine.tensor.linear import matrix_layout, product
@@ -21,21 +22,23 @@ from hpcdl.spec.model import Model
 
 
 class Layer(nn.Module):
-    """Norm, attention, norm, MLP, each pair added to the residual stream."""
+    """Norm, attention, norm, MLP, each pair added to the residual stream after dropout."""
 
     def __init__(self, factory: Factory, index: int, model: Model) -> None:
         super().__init__()
         name, centred = f"layers.{index}", model.family == "gpt"
         self.attention_norm = Norm(factory, f"{name}.attention.norm", model.hidden, centred=centred)
         self.attention = Attention(factory, name, model)
+        self.attention_dropout = stream_dropout(factory, f"{name}.attention", model)
         self.mlp_norm = Norm(factory, f"{name}.mlp.norm", model.hidden, centred=centred)
         self.mlp = Mlp(factory, name, model)
+        self.mlp_dropout = stream_dropout(factory, f"{name}.mlp", model)
 
-    def forward(self, stream_BLH: torch.Tensor) -> torch.Tensor:
-        """The residual stream after this layer."""
-        stream_BLH = stream_BLH + self.attention(self.attention_norm(stream_BLH))
-        output: torch.Tensor = stream_BLH + self.mlp(self.mlp_norm(stream_BLH))
-        return output
+    def forward(self, stream_BLH: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
+        """The residual stream after this layer; without ``rows`` nothing is dropped."""
+        attended_BLH = self.attention(self.attention_norm(stream_BLH), rows)
+        stream_BLH = stream_BLH + self.attention_dropout(attended_BLH, rows)
+        return stream_BLH + self.mlp_dropout(self.mlp(self.mlp_norm(stream_BLH)), rows)
 
 
 class Head(nn.Module):
@@ -61,5 +64,5 @@ class Head(nn.Module):
 
     def forward(self, stream_BLH: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
         """The summed loss of all tokens."""
-        logits_BLV = product(self.norm(stream_BLH), self.weight, None, self.layout)
+        logits_BLV = product(self.norm(stream_BLH), None, self.layout)
         return cross_entropy(logits_BLV, targets_BL, self.layout.spread)

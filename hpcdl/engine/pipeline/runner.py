@@ -178,7 +178,9 @@ class Pass:
         with self._computing(action):
             arguments = incoming[0] if len(incoming) == 1 else incoming
             targets_BL, rows = self._batch.targets[microbatch], self._batch.rows(microbatch)
+            self._model.later.begin((Operation.FORWARD, chunk))
             answer = self._model.chunks[chunk](arguments, targets_BL, rows)
+            self._model.later.settle()
         outputs = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
         if self._stage.is_last(chunk):
             outputs = (outputs[0] * self._batch.loss_scale,)
@@ -203,6 +205,7 @@ class Pass:
             gradients = list(self._arrived.pop(Message(Kind.GRADIENT, chunk, microbatch)))
         with self._computing(action):
             later.deferring = self._flow.defer_weights
+            later.begin((Operation.BACKWARD, chunk))
             torch.autograd.backward(outputs, gradients)
             later.settle()
             later.deferring = False

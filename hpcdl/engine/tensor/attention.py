@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hpcdl.engine.tensor.dropout import Dropout, Rows
 from hpcdl.engine.tensor.initial import STD, residual_std
 from hpcdl.engine.tensor.linear import Linear, named
 from hpcdl.engine.tensor.parameters import Factory
+from hpcdl.engine.tensor.recompute import recomputed
+from hpcdl.engine.tensor.sharding import Sharding
 from hpcdl.spec.model import Model
 
 
@@ -32,7 +35,12 @@ def rotate(heads_BGLD: torch.Tensor, rotation_LD: torch.Tensor) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """Letters: B sequences, L tokens, G key-value heads here, Q queries a group, D head size."""
+    """Letters: B sequences, L tokens, A heads here, in G groups of Q around a key-value head, D head size.
+
+    Recomputed selectively (Korthikanti et al. 2022, arXiv 2205.05198), only the output of qkv is kept of what
+    lies between qkv and out. Fused attention keeps no score square, so that saves its output and the turned
+    copies of llama's queries and keys; with dropout, where the scores are explicit, it saves the squares.
+    """
 
     def __init__(self, factory: Factory, layer: str, model: Model) -> None:
         super().__init__()
@@ -43,19 +51,46 @@ class Attention(nn.Module):
         self.qkv = Linear(factory, named(layer, qkv), STD, transposed=False, bias=gpt)
         self.out = Linear(factory, named(layer, out), residual_std(model.layers), transposed=True, bias=gpt)
         self.rotation_LD: torch.Tensor | None = None
+        scores = Sharding((model.heads, model.sequence, model.sequence), ("x", None, None), flat=False)
+        self.dropout = Dropout(factory, f"{layer}.attention.scores", scores, model.dropout)
+        self._selective = factory.topology.decomposition.recompute == "selective"
         if not gpt:
             angles = rotation(model.sequence, model.head_size, model.rope_theta)
             self.rotation_LD = angles.to(factory.numerics.device)
 
-    def forward(self, input_BLH: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_BLH: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         """From hidden split over y, by heads split over x, to hidden split over y."""
-        batch, length, _ = input_BLH.shape
-        fused = self.qkv(input_BLH).view(batch, length, -1, self.queries + 2, self.head_size)
-        query, key, value = fused.split([self.queries, 1, 1], dim=3)
+        fused_BLF = self.qkv(input_BLH)
+        if self._selective:
+            mixed_BLF = recomputed(self._core, fused_BLF, rows)
+        else:
+            mixed_BLF = self._core(fused_BLF, rows)
+        output: torch.Tensor = self.out(mixed_BLF)
+        return output
+
+    def _core(self, fused_BLF: torch.Tensor, rows: Rows | None) -> torch.Tensor:
+        """From queries, keys and values to the values mixed by attention: all between qkv and out."""
+        length = fused_BLF.shape[1]
+        fused = torch.unflatten(fused_BLF, -1, (-1, self.queries + 2, self.head_size))
+        query, key, value = torch.split(fused, [self.queries, 1, 1], dim=3)
         query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
         if self.rotation_LD is not None:
             angles = self.rotation_LD[:, :length]
             query, key = rotate(query, angles), rotate(key, angles)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.queries > 1)
-        output: torch.Tensor = self.out(mixed.transpose(1, 2).flatten(2, 3))
-        return output
+        if self.dropout.drops(rows):
+            mixed = self._mixed(query, key, value, rows)
+        else:
+            grouped = self.queries > 1
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        return mixed.transpose(1, 2).flatten(2, 3)
+
+    def _mixed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows | None
+    ) -> torch.Tensor:
+        """Attention step by step: the fused one has a generator of its own, which knows no decomposition."""
+        grouped_BGQLD = torch.unflatten(query, 1, (-1, self.queries)) * self.head_size**-0.5
+        scores_BALL = (grouped_BGQLD @ key.unsqueeze(2).mT).flatten(1, 2).float()
+        future_LL = torch.ones_like(scores_BALL[0, 0], dtype=torch.bool).triu(1)
+        weights_BALL = scores_BALL.masked_fill(future_LL, -torch.inf).softmax(-1).to(value.dtype)
+        kept_BGQLL = torch.unflatten(self.dropout(weights_BALL, rows), 1, (-1, self.queries))
+        return (kept_BGQLL @ value.unsqueeze(2)).flatten(1, 2)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpcdl.engine.tensor.dropout import Rows, stream_dropout
 from hpcdl.engine.tensor.initial import STD
 from hpcdl.engine.tensor.linear import Layout, matrix_layout
 from hpcdl.engine.tensor.parameters import Factory
@@ -24,8 +25,8 @@ class _Lookup(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tokens_BL: torch.Tensor, weight_S: torch.Tensor, layout: Layout) -> torch.Tensor:
-        weight_VH = layout.shards.gathered(weight_S).view(layout.block)
+    def forward(ctx: Any, tokens_BL: torch.Tensor, _: nn.Parameter, layout: Layout) -> torch.Tensor:
+        weight_VH = layout.gathered()
         rows_BL = tokens_BL - layout.spread.index * layout.block[0]
         foreign_BL = (rows_BL < 0) | (rows_BL >= layout.block[0])
         rows_BL = rows_BL.masked_fill(foreign_BL, 0)
@@ -44,7 +45,7 @@ class _Lookup(torch.autograd.Function):
         own_BLH = grad_BLH.masked_fill(foreign_BL.unsqueeze(-1), 0)
         grad_VH = grad_BLH.new_zeros(layout.block)
         grad_VH.index_add_(0, rows_BL.view(-1), own_BLH.reshape(-1, layout.block[1]))
-        layout.deposit.add(layout.shards.scattered(grad_VH.view(-1)))
+        layout.bring(grad_VH)
         return None, None, None
 
 
@@ -63,8 +64,11 @@ class Embedding(nn.Module):
         if model.family == "gpt":
             rows = (model.sequence, model.hidden)
             self.positions = factory.table("embedding.positions", rows, "y", STD)
+        self.dropout = stream_dropout(factory, "embedding", model)
 
-    def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens_BL: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         """The residual stream: hidden split over y, replicated over x."""
         output_BLH: torch.Tensor = _Lookup.apply(tokens_BL, self.weight, self.layout)  # type: ignore[no-untyped-call]
-        return output_BLH if self.positions is None else output_BLH + self.positions[: tokens_BL.shape[1]]
+        if self.positions is not None:
+            output_BLH = output_BLH + self.positions[: tokens_BL.shape[1]]
+        return self.dropout(output_BLH, rows)

@@ -1,23 +1,64 @@
-"""Weight-gradient work that a backward leaves for later.
+"""What the layers of one stage leave under way, so that communication runs beside computation.
 
 A layer owes two gradients: that of its input, which the stage before waits for, and that of its weight, which
-nobody waits for until the step ends. The second is handed in here as work to do: at once, or, while
-``deferring``, when the stage has nothing better to do.
+nobody waits for until the step ends. The second is handed in here as work to do: now, or, while
+``deferring``, when the stage has nothing better to do. Its reduce-scatter over z is begun then and finished
+when the backward ends (ORS of AxoNN, SC'24, arXiv 2502.08145, section V-D); weights are gathered over z one
+use ahead (see ``prefetch``).
+
+Whoever runs a pass, forward or backward, brackets it with ``begin`` and ``settle``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
+
+import torch
+
+from hpcdl.engine.groups import Coming, Groups
+from hpcdl.engine.tensor.prefetch import Prefetch
+from hpcdl.spec.job import Overlap
 
 Work = Callable[[], None]
+Deliver = Callable[[torch.Tensor], None]
+
+_SCATTERS = 4  # left under way at most, one layer's: each holds a whole block of gradient
 
 
 class Later:
-    """What the layers of one stage still owe."""
+    """What one stage has begun and still owes.
 
-    def __init__(self) -> None:
+    Args:
+        groups: weights are gathered over ``weights``, gradients scattered over ``z``.
+        overlap: which communication runs beside computation.
+    """
+
+    def __init__(self, groups: Groups, overlap: Overlap) -> None:
         self.deferring = False
+        self.overlap = overlap
+        self._groups = groups
+        cut = groups.z.size > 1
+        self._prefetch = Prefetch(groups.weights) if cut and overlap.weight_gather else None
+        self._pending = _SCATTERS if cut and overlap.weight_scatter else 0
         self._left: list[Work] = []
+        self._scatters: deque[tuple[Coming, Deliver]] = deque()
+
+    def begin(self, key: Hashable) -> None:
+        """Begin a pass; those of one ``key`` use the same weights in the same order."""
+        if self._prefetch is not None:
+            self._prefetch.begin(key)
+
+    def gathered(self, shard: torch.Tensor) -> torch.Tensor:
+        """The whole block, flat, of a weight that z cuts; alone on z, the shard itself."""
+        if self._prefetch is not None:
+            return self._prefetch.take(shard)
+        return self._groups.weights.gather(shard).wait()
+
+    def scatter(self, gradient: torch.Tensor, deliver: Deliver) -> None:
+        """Sum a flat block of gradient over z and ``deliver`` this rank's shard, in the order of calls."""
+        self._scatters.append((self._groups.z.scatter(gradient), deliver))
+        self._finish(self._pending)
 
     def do(self, work: Work) -> None:
         """Do ``work`` now, or leave it to who calls ``take``."""
@@ -32,4 +73,13 @@ class Later:
         return left
 
     def settle(self) -> None:
-        """Return when everything that was begun is finished; called at the end of a backward."""
+        """Return when everything that was begun is finished and delivered; ends the pass."""
+        if self._prefetch is not None:
+            self._prefetch.end()
+        self._finish(0)
+
+    def _finish(self, pending: int) -> None:
+        """Finish the oldest scatters until ``pending`` are left."""
+        while len(self._scatters) > pending:
+            coming, deliver = self._scatters.popleft()
+            deliver(coming.wait())

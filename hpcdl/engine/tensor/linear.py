@@ -15,6 +15,9 @@ A transposed layer swaps x and y. Its input is split over x and its output over 
 transposed layers alternate and nothing is redistributed between them. W is gathered a second time
 in backward, because keeping it would hold the whole block of every layer.
 
+None of the four in backward needs to be waited for where it stands (section V-D): dW is computed while dI is
+being reduced, its reduce-scatter ends with the pass, and W was gathered while the layer before was at work.
+
 The output is replicated over the axis that summed it: every rank there computes the same with it
 and gets the same dO back, so the all-reduce of forward has the identity for its backward.
 """
@@ -25,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hpcdl.engine.groups import Peers
@@ -42,10 +46,18 @@ class Layout:
 
     contract: Peers  # splits the inputs: forward all-reduce
     spread: Peers  # splits the outputs: backward all-reduce
-    shards: Peers  # z
+    weight_S: nn.Parameter
     block: tuple[int, int]  # outputs, inputs
     deposit: Deposit  # where the gradient of the weight goes
     later: Later
+
+    def gathered(self) -> torch.Tensor:
+        """The block of the weight that z holds together."""
+        return self.later.gathered(self.weight_S).view(self.block)
+
+    def bring(self, grad_OI: torch.Tensor) -> None:
+        """Hand in this rank's part of the gradient of the block."""
+        self.later.scatter(grad_OI.view(-1), self.deposit.add)
 
 
 class _Product(torch.autograd.Function):
@@ -53,39 +65,37 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input_NI: torch.Tensor, weight_S: torch.Tensor, bias_O: torch.Tensor | None, layout: Layout
+        ctx: Any, input_NI: torch.Tensor, _: nn.Parameter, bias_O: torch.Tensor | None, layout: Layout
     ) -> torch.Tensor:
-        ctx.save_for_backward(input_NI, weight_S)
+        ctx.save_for_backward(input_NI)
         ctx.layout = layout
         ctx.has_bias = bias_O is not None
-        weight_OI = layout.shards.gathered(weight_S).view(layout.block)
+        weight_OI = layout.gathered()
+        if layout.contract.size == 1:
+            return F.linear(input_NI, weight_OI, bias_O)
         output_NO = input_NI @ weight_OI.T
         layout.contract.all_reduce(output_NO).wait()
         return output_NO if bias_O is None else output_NO.add_(bias_O)
 
     @staticmethod
     def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input_NI, weight_S = ctx.saved_tensors
+        (input_NI,) = ctx.saved_tensors
         layout: Layout = ctx.layout
-        grad_NI = None
-        if ctx.needs_input_grad[0]:
-            grad_NI = grad_NO @ layout.shards.gathered(weight_S).view(layout.block)
-            layout.spread.all_reduce(grad_NI).wait()
-        layout.later.do(lambda: _bring(layout, (grad_NO.T @ input_NI).view(-1)))
+        grad_NI = grad_NO @ layout.gathered()
+        reduced = layout.spread.all_reduce(grad_NI)
+        if not layout.later.overlap.input_gradient:
+            reduced.wait()
+        layout.later.do(lambda: layout.bring(grad_NO.T @ input_NI))
         bias_grad_O = grad_NO.sum(0) if ctx.has_bias else None
+        reduced.wait()
         return grad_NI, None, bias_grad_O, None
 
 
-def _bring(layout: Layout, gradient: torch.Tensor) -> None:
-    layout.deposit.add(layout.shards.scattered(gradient))
-
-
-def product(
-    input_BLI: torch.Tensor, weight_S: torch.Tensor, bias_O: torch.Tensor | None, layout: Layout
-) -> torch.Tensor:
+def product(input_BLI: torch.Tensor, bias_O: torch.Tensor | None, layout: Layout) -> torch.Tensor:
     """I·Wᵀ + b over all leading dimensions of the input."""
     rows_NI = input_BLI.reshape(-1, input_BLI.shape[-1])
-    output_NO: torch.Tensor = _Product.apply(rows_NI, weight_S, bias_O, layout)  # type: ignore[no-untyped-call]
+    # The weight is passed for autograd to see; it comes by the layout.
+    output_NO: torch.Tensor = _Product.apply(rows_NI, layout.weight_S, bias_O, layout)  # type: ignore[no-untyped-call]
     return output_NO.view(*input_BLI.shape[:-1], layout.block[0])
 
 
@@ -101,7 +111,7 @@ def matrix_layout(
     groups = factory.groups
     spread, contract = (groups.y, groups.x) if transposed else (groups.x, groups.y)
     block = (shape[0] // spread.size, shape[1] // contract.size)
-    return Layout(contract, spread, groups.z, block, factory.used(weight), factory.later)
+    return Layout(contract, spread, weight, block, factory.used(weight), factory.later)
 
 
 class Linear(nn.Module):
@@ -125,4 +135,4 @@ class Linear(nn.Module):
 
     def forward(self, input_BLI: torch.Tensor) -> torch.Tensor:
         """Outputs split over x (over y if transposed)."""
-        return product(input_BLI, self.weight, self.bias, self.layout)
+        return product(input_BLI, self.bias, self.layout)

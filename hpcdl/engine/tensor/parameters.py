@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from hpcdl.engine.tensor.initial import normal_shard
 from hpcdl.engine.tensor.later import Later
 from hpcdl.engine.tensor.sharding import Sharding
 from hpcdl.engine.topology import Topology
+from hpcdl.spec.job import Overlap
 
 
 class Deposit:
@@ -67,11 +68,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Numerics:
-    """In what type, where, and from which seed parameters are made."""
+    """In what type, where, and from which seed parameters are made; what runs beside computing with them."""
 
     dtype: torch.dtype
     device: torch.device
     seed: int
+    overlap: Overlap = field(default_factory=Overlap)
 
 
 class Factory:
@@ -84,7 +86,7 @@ class Factory:
         self.topology = topology
         self.groups = groups
         self.numerics = numerics
-        self.later = Later()
+        self.later = Later(groups, numerics.overlap)
         self.held: list[Held] = []
 
     def matrix(

@@ -53,8 +53,11 @@ class Transport(Protocol):
 
     rank: int
 
-    def group(self, ranks: tuple[int, ...]) -> Group:
-        """The group of ``ranks``; called by each of them, in the same order, once a run."""
+    def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
+        """The group of ``ranks``; called by each of them, in the same order, once a run and lane.
+
+        What is started in one lane does not queue behind what was started in another.
+        """
 
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""

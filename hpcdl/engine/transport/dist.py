@@ -86,22 +86,21 @@ class DistTransport:
             world_size=ranks,
             device_id=device if self._cuda else None,
         )
-        self._groups: dict[tuple[int, ...], Group] = {tuple(range(ranks)): self._everyone(ranks)}
+        everyone = tuple(range(ranks))
+        self._groups: dict[tuple[tuple[int, ...], str], Group] = {
+            (everyone, ""): Group(everyone, dist.group.WORLD)
+        }
         self._lanes: dict[tuple[tuple[int, int], int], Any] = {}
         # Polling a Gloo receive never reports it finished, but a wait returns at once; so two
         # receives are raced by two waiting threads, one a direction.
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="receive")
 
-    @staticmethod
-    def _everyone(ranks: int) -> Group:
-        return Group(tuple(range(ranks)), dist.group.WORLD)
-
-    def group(self, ranks: tuple[int, ...]) -> Group:
-        """The group of ``ranks``; only its members take part in making it."""
-        if ranks not in self._groups:
+    def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
+        """The group of ``ranks``; only its members take part in making it. A lane is a communicator."""
+        if (ranks, lane) not in self._groups:
             channel = dist.new_group(list(ranks), use_local_synchronization=True)
-            self._groups[ranks] = Group(ranks, channel)
-        return self._groups[ranks]
+            self._groups[ranks, lane] = Group(ranks, channel)
+        return self._groups[ranks, lane]
 
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""

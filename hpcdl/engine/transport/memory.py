@@ -10,6 +10,7 @@ import torch
 
 from hpcdl.engine.transport.base import Group, Handle, Reduction
 
+_Key = tuple[tuple[int, ...], str, int]  # ranks, lane, the how manieth
 Together = Callable[[dict[int, tuple[torch.Tensor, ...]]], None]
 
 
@@ -27,8 +28,8 @@ class World:
         self._changed = threading.Condition()
         self._failed = False
         self._mail: dict[tuple[int, int, int], deque[torch.Tensor]] = defaultdict(deque)
-        self._meetings: dict[tuple[tuple[int, ...], int], dict[int, tuple[torch.Tensor, ...]]] = {}
-        self._finished: set[tuple[tuple[int, ...], int]] = set()
+        self._meetings: dict[_Key, dict[int, tuple[torch.Tensor, ...]]] = {}
+        self._finished: set[_Key] = set()
 
     def transport(self, rank: int) -> MemoryTransport:
         """The door of one rank."""
@@ -49,7 +50,7 @@ class World:
                 raise ConnectionError("another rank is gone")
 
     def arrive(
-        self, key: tuple[tuple[int, ...], int], rank: int, tensors: tuple[torch.Tensor, ...], do: Together
+        self, key: _Key, rank: int, tensors: tuple[torch.Tensor, ...], do: Together
     ) -> Callable[[], bool]:
         """Bring ``tensors`` to a meeting; who comes last does the work for all. Answers: is it done?"""
         with self._changed:
@@ -128,15 +129,15 @@ class MemoryTransport:
     def __init__(self, world: World, rank: int) -> None:
         self.rank = rank
         self._world = world
-        self._sequence: dict[tuple[int, ...], int] = defaultdict(int)
+        self._sequence: dict[tuple[tuple[int, ...], str], int] = defaultdict(int)
 
-    def group(self, ranks: tuple[int, ...]) -> Group:
+    def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
         """The group of ``ranks``; nobody needs to be asked."""
-        return Group(ranks, self._world)
+        return Group(ranks, lane)
 
     def _meet(self, group: Group, tensors: tuple[torch.Tensor, ...], do: Together) -> Handle:
-        self._sequence[group.ranks] += 1
-        key = (group.ranks, self._sequence[group.ranks])
+        self._sequence[group.ranks, group.channel] += 1
+        key = (group.ranks, group.channel, self._sequence[group.ranks, group.channel])
         return _Meeting(self._world, self._world.arrive(key, self.rank, tensors, do))
 
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:

@@ -47,14 +47,15 @@ class MpiTransport:
         self._world = MPI.COMM_WORLD.Dup()
         self.rank = self._world.Get_rank()
         self.ranks = self._world.Get_size()
-        self._groups = {tuple(range(self.ranks)): Group(tuple(range(self.ranks)), self._world)}
+        everyone = tuple(range(self.ranks))
+        self._groups = {(everyone, ""): Group(everyone, self._world)}
 
-    def group(self, ranks: tuple[int, ...]) -> Group:
-        """The group of ``ranks``; only its members take part in making it."""
-        if ranks not in self._groups:
+    def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
+        """The group of ``ranks``; only its members take part in making it. A lane is a communicator."""
+        if (ranks, lane) not in self._groups:
             members = self._world.Get_group().Incl(list(ranks))
-            self._groups[ranks] = Group(ranks, self._world.Create_group(members))
-        return self._groups[ranks]
+            self._groups[ranks, lane] = Group(ranks, self._world.Create_group(members))
+        return self._groups[ranks, lane]
 
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
