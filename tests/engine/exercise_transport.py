@@ -26,6 +26,7 @@ def exercise(transport: Transport) -> None:
     assert reduced(transport, row, float(transport.rank)) == (1.0 if transport.rank < 2 else 5.0)
     assert reduced(transport, column, float(transport.rank)) == (2.0 if transport.rank % 2 == 0 else 4.0)
     overlapping(transport, row, everyone)
+    lanes(transport, everyone)
     messages(transport)
     races(transport)
     transport.barrier()
@@ -55,6 +56,16 @@ def collectives(transport, group, dtype):
     told = torch.full((3,), rank + 1, dtype=dtype)
     transport.broadcast(told, group).wait()
     assert torch.equal(told, torch.ones(3, dtype=dtype))
+
+
+def lanes(transport, everyone):
+    """The same ranks in two lanes: not even the order in which operations begin must be the same in both."""
+    other = transport.group(everyone.ranks, "other")
+    work = [(torch.ones(2), everyone), (torch.ones(3, dtype=torch.float64), other)]
+    begun = [transport.all_reduce(*one) for one in (work if transport.rank % 2 else reversed(work))]
+    for handle in begun:
+        handle.wait()
+    assert all((tensor == RANKS).all() for tensor, _ in work)
 
 
 def overlapping(transport, row, everyone):

@@ -5,6 +5,8 @@ from collections import Counter
 import pytest
 import torch
 from engine_worlds import GPT, LLAMA, in_threads
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcdl.engine.groups import make_groups
@@ -222,6 +224,15 @@ def taking(orders):
 )
 def test_another_order_than_expected_is_still_right(orders, gathers):
     assert taking(orders) == gathers
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=5))
+def test_any_sequence_of_passes_gathers_the_same_on_all_ranks(orders):
+    """Nobody waits for a gather that another did not begin, and at most one more an order is for nothing."""
+    gathers = taking(orders)
+    wanted = sum(map(len, orders))
+    assert wanted <= gathers <= wanted + len(orders)
 
 
 def test_a_weight_gathered_ahead_is_never_older_than_an_update():

@@ -63,6 +63,8 @@ def test_fewer_key_value_heads_shrink_only_qkv():
         ({"preset": "gpt5"}, "there is no preset 'gpt5'"),
         ({"family": "llama", "hidden": 60, "heads": 4}, "must be even, not 15"),
         ({"layers": 0}, "greater than 0"),
+        ({"dropout": 1.0}, "less than 1"),
+        ({"dropout": -0.1}, "greater than or equal to 0"),
         ({"depth": 3}, "Extra inputs"),
     ],
 )

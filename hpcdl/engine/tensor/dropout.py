@@ -68,7 +68,7 @@ class Dropout:
         self._site = site
         self._shape = sharding.shape
         self._starts = tuple(piece.start for piece in sharding.block(factory.topology))
-        self._threshold = round(probability * _WORD)
+        self._threshold = min(round(probability * _WORD), _WORD - 1)
 
     def drops(self, rows: Rows | None) -> bool:
         """Whether anything is dropped: not in evaluation, where ``rows`` is None."""
