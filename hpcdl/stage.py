@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 
 class Kind(Enum):
@@ -126,11 +127,10 @@ class Stage:
             raise ValueError(f"stage {index} does not exist in a pipeline of {flow.ranks} ranks")
         self.index = index
         self.flow = flow
-        self._entered = 0  # microbatches that were let in
-        self._open = [0] * flow.chunks  # microbatches that went forward and did not come back
+        self._went = [0] * flow.chunks  # forwards of each chunk
+        self._back = [0] * flow.chunks  # and backwards
         self._turned = False  # whether the last message or microbatch went backward
         self._arrived: dict[Kind, deque[Message]] = {kind: deque() for kind in Kind}
-        self._left = {kind: self.expected(kind) for kind in Kind}  # messages that are not yet taken
         self._forwarded: set[tuple[int, int]] = set()
         self._finished: set[tuple[int, int]] = set()
         self._owed: deque[tuple[int, int]] = deque()
@@ -151,12 +151,12 @@ class Stage:
     @property
     def holds(self) -> int:
         """Activations that this rank holds, counted in microbatches of one chunk."""
-        return sum(self._open) + len(self._owed)
+        return sum(self._went) - sum(self._back) + len(self._owed)
 
     @property
     def in_flight(self) -> int:
         """Microbatches that chunk 0 here sent on and did not get back."""
-        return self._open[0]
+        return self._went[0] - self._back[0]
 
     def addressed(self, action: Action) -> tuple[int, Message]:
         """Which rank a send of this one goes to, and the message that arrives there."""
@@ -189,9 +189,8 @@ class Stage:
         the same options, whatever has arrived at each of them.
         """
         possible = {
-            # A gradient comes back only for what left here.
-            Cause.GRADIENT: self._left[Kind.GRADIENT] > 0 and any(self._open),
-            Cause.ACTIVATION: self._left[Kind.ACTIVATION] > 0,
+            Cause.GRADIENT: self._may_return(),
+            Cause.ACTIVATION: self._may_come(),
             Cause.DATA: self._may_enter(),
             Cause.WEIGHT: bool(self._owed),
         }
@@ -221,11 +220,9 @@ class Stage:
             return [self._weight()]
         self._turned = cause is Cause.GRADIENT
         if cause is Cause.DATA:
-            self._entered += 1
-            return self._forward(0, self._entered - 1)
+            return self._forward(0, self._went[0])
         kind = _MESSAGES[cause]
         message = self._arrived[kind].popleft()
-        self._left[kind] -= 1
         work = self._forward if kind is Kind.ACTIVATION else self._backward
         return work(message.chunk, message.microbatch)
 
@@ -234,8 +231,19 @@ class Stage:
         return f"stage {self.index} of {self.flow.ranks}"
 
     def _may_enter(self) -> bool:
-        waiting = self.index == 0 and self._entered < self.flow.microbatches
-        return waiting and self.in_flight < self.flow.limit
+        return self.index == 0 and self._has_room()
+
+    def _may_come(self) -> bool:
+        """Whether an activation can be on its way: into chunk 0, or from one chunk here to the next."""
+        return (self.index > 0 and self._has_room()) or any(a > b for a, b in pairwise(self._went))
+
+    def _may_return(self) -> bool:
+        """Whether a gradient can be on its way: into the last chunk, or from one chunk here to the one before."""
+        is_end = self.is_last(self.flow.chunks - 1)
+        return (not is_end and self._went[-1] > self._back[-1]) or any(a < b for a, b in pairwise(self._back))
+
+    def _has_room(self) -> bool:
+        return self._went[0] < self.flow.microbatches and self.in_flight < self.flow.limit
 
     def _check(self, message: Message) -> None:
         chunk, microbatch, kind = message.chunk, message.microbatch, message.kind
@@ -263,7 +271,7 @@ class Stage:
         # Deferred work holds activations: a rank does not defer beyond what its flow may hold anyway.
         room = [self._weight()] if self._owed and self.holds >= self.flow.limit * self.flow.chunks else []
         self._forwarded.add((chunk, microbatch))
-        self._open[chunk] += 1
+        self._went[chunk] += 1
         forward = Action(Operation.FORWARD, chunk, microbatch)
         if self.is_last(chunk):
             return [*room, forward, *self._backward(chunk, microbatch)]
@@ -271,7 +279,7 @@ class Stage:
 
     def _backward(self, chunk: int, microbatch: int) -> list[Action]:
         self._finished.add((chunk, microbatch))
-        self._open[chunk] -= 1
+        self._back[chunk] += 1
         actions = [Action(Operation.BACKWARD, chunk, microbatch)]
         if not self.is_first(chunk):
             actions.append(Action(Operation.SEND_GRADIENT, chunk, microbatch))

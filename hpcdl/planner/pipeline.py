@@ -60,6 +60,9 @@ class Pipeline:
 
 Hop = float | Callable[[], float]
 
+_AT_ONCE = 1 + 1e-9
+"""Moments closer than this are one: rounding must not decide which of two messages came first."""
+
 
 @dataclass
 class _Clock:
@@ -78,21 +81,24 @@ class _Clock:
         for stage in self.stages:
             self._wake(0.0, stage.index, None)
         while self.events:
-            now = self.events[0][0]
-            for index in dict.fromkeys(self._happen(now)):
+            now, seeing = self._happen()
+            for index in seeing:
                 self._work(index, now)
         return max(self.free_at)
 
     def _wake(self, when: float, index: int, message: Message | None) -> None:
         heapq.heappush(self.events, (when, next(self.numbers), index, message))
 
-    def _happen(self, now: float) -> Iterator[int]:
-        """Deliver everything that arrives at ``now``; the ranks that see something."""
-        while self.events and self.events[0][0] == now:
-            _, _, index, message = heapq.heappop(self.events)
+    def _happen(self) -> tuple[float, list[int]]:
+        """Deliver everything that arrives at one moment; when that is, and the ranks that see something."""
+        now = moment = self.events[0][0]
+        seeing = []
+        while self.events and self.events[0][0] <= moment * _AT_ONCE:
+            now, _, index, message = heapq.heappop(self.events)
             if message:
                 self.stages[index].arrive(message)
-            yield index
+            seeing.append(index)
+        return now, list(dict.fromkeys(seeing))
 
     def _work(self, index: int, now: float) -> None:
         stage = self.stages[index]

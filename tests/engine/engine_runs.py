@@ -13,7 +13,7 @@ from hpcdl.spec.job import Layout
 from hpcdl.telemetry import RunEvent, StepRecord, read, read_exits
 
 PACKAGE = Path(__file__).parents[2]
-MODEL = {"family": "gpt", "layers": 2, "hidden": 32, "heads": 4, "vocab": 256, "sequence": 32}
+MODEL = {"family": "gpt", "layers": 4, "hidden": 32, "heads": 4, "vocab": 256, "sequence": 32}
 TRAINING = {"global_batch": 8, "steps": 6, "precision": "fp32", "optimizer": {"lr": 1e-2}}
 
 

@@ -29,6 +29,7 @@ def exercise(transport: Transport) -> None:
     lanes(transport, everyone)
     messages(transport)
     races(transport)
+    looks(transport)
     transport.barrier()
 
 
@@ -112,6 +113,27 @@ def races(transport):
         if transport.rank in (1, 2):
             transport.send(torch.full((1,), float(transport.rank)), 0, tag=7).wait()
         transport.barrier()
+
+
+def looks(transport):
+    """A look says what has arrived and waits for nothing; lanes do not wait for each other."""
+    if transport.rank > 1:
+        transport.barrier()
+        return
+    other = 1 - transport.rank
+    buffers = {lane: torch.zeros(3) for lane in (0, 1)}
+    posted = {lane: transport.receive(buffers[lane], other, tag=2 * 9 + lane) for lane in (0, 1)}
+    assert transport.arrived(list(posted.values())) is None
+    transport.barrier()
+    sends = [transport.send(torch.full((3,), 1.0 + lane), other, tag=2 * 9 + lane) for lane in (1, 0)]
+    while posted:
+        found = transport.arrived(list(posted.values()))
+        if found is not None:
+            lane = list(posted)[found]
+            posted.pop(lane).wait()
+            assert buffers[lane].tolist() == [1.0 + lane] * 3
+    for send in sends:
+        send.wait()
 
 
 def open_transport(kind: str) -> Transport:

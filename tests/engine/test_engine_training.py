@@ -19,7 +19,7 @@ def serial_losses(tmp_path_factory):
 @pytest.mark.parametrize(
     "decomposition",
     [
-        Decomposition(pipeline=2, x=2, microbatch=2),
+        Decomposition(pipeline=2, x=2, microbatch=3, interleave=2, defer_weights=True),
         pytest.param(Decomposition(y=2, z=2, recompute="full"), marks=pytest.mark.slow),
     ],
     ids=str,
@@ -42,7 +42,8 @@ def test_four_processes_train_the_curve_of_one(tmp_path, serial_losses, decompos
 def test_four_mpi_processes_train_the_curve_of_one(tmp_path, serial_losses, precision):
     """bf16 would be garbage if MPI reduced it: Open MPI sums it wrongly, MPICH refuses."""
     changes = {"communication": {"transport": "mpi"}, "training": TRAINING | {"precision": precision}}
-    run = Run(tmp_path, Decomposition(pipeline=2, data=2, microbatch=2), **changes)
+    decomposition = Decomposition(pipeline=2, data=2, microbatch=3, interleave=2, defer_weights=True)
+    run = Run(tmp_path, decomposition, **changes)
     assert run.start_mpi().wait(timeout=120) == 0, run.log(0)
     assert run.losses(3) == pytest.approx(serial_losses, rel=1e-5 if precision == "fp32" else 5e-2)
     assert {record.exit_code for record in run.exits().values()} == {0}

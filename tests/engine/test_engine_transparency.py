@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engine_worlds import GPT, LLAMA, in_threads, whole
+from engine_worlds import GPT, LLAMA, Jittery, in_threads, whole
 
 from hpcdl.engine.learner import Learner
 from hpcdl.spec.data import Data
@@ -111,6 +111,57 @@ def test_training_does_not_depend_on_the_decomposition(model, degrees):
 @pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
 def test_recomputation_changes_nothing(model, degrees):
     assert_transparent(experiment(model), Decomposition(recompute="full", **degrees))
+
+
+SCHEDULES = [
+    {"microbatch": 3}, {"data": 2, "microbatch": 3}, {"pipeline": 3, "interleave": 2, "microbatch": 3},
+    {"pipeline": 2, "interleave": 3, "defer_weights": True}, {"pipeline": 3, "in_flight": 2, "defer_weights": True},
+    {"pipeline": 2, "interleave": 2, "data": 2, "z": 2, "defer_weights": True},
+    {"pipeline": 2, "interleave": 2, "x": 2, "in_flight": 1, "recompute": "full"},
+    {"pipeline": 2, "interleave": 3, "y": 2, "recompute": "full", "defer_weights": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("degrees", SCHEDULES, ids=str)
+@pytest.mark.parametrize(("model", "tied"), [(GPT, True), (LLAMA, False)], ids=["tied gpt", "untied llama"])
+def test_training_does_not_depend_on_the_schedule(model, tied, degrees):
+    shape = model.model_dump() | {"layers": 6, "tied": tied}
+    assert_transparent(experiment(Model(**shape)), Decomposition(**degrees))
+
+
+def evaluated(decomposition, rows):
+    """The losses of all ranks before and after an evaluation, and gradients that it left."""
+
+    def work(transport):
+        learner = Learner(experiment(SIX), decomposition, transport, CPU)
+        tokens = batches(SIX)[0][:rows]
+        part = tokens.chunk(decomposition.batch_shards)[learner.topology.batch_shard]
+        losses = [learner.evaluate(part[:, :-1], part[:, 1:]) for _ in range(2)]
+        assert all(held.parameter.grad is None for held in learner.stage.held)
+        outcome = learner.step(1, part[:, :-1], part[:, 1:], 0.0)
+        return [*losses, outcome.loss]
+
+    return in_threads(decomposition.ranks, work, lambda world, rank: Jittery(world, rank, 1))
+
+
+SIX = Model(**GPT.model_dump() | {"layers": 6})
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        {"microbatch": 3}, {"pipeline": 3}, {"pipeline": 3, "interleave": 2, "in_flight": 1},
+        {"pipeline": 2, "interleave": 3, "microbatch": 3, "defer_weights": True}, {"data": 2, "pipeline": 2, "z": 2},
+        {"pipeline": 2, "interleave": 2, "x": 2, "y": 2, "microbatch": 4},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("rows", [8, 4])
+def test_evaluation_says_the_loss_of_a_step_and_changes_nothing(degrees, rows):
+    """Also of fewer sequences than a training batch has, and of fewer than a microbatch."""
+    ((expected, *_),) = evaluated(Decomposition(), rows)
+    for losses in evaluated(Decomposition(**degrees), rows):
+        assert losses == pytest.approx([expected] * 3, rel=1e-6)
 
 
 @pytest.mark.parametrize(
