@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcdl.spec.decomposition import Coordinate, Decomposition
+from hpcdl.spec.decomposition import AXES, Coordinate, Decomposition
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class Topology:
         return int(getattr(self.decomposition, axis))
 
     @property
-    def team(self) -> tuple[int, ...]:
-        """The ranks that compute one stage of one replica together: all of x, y and z."""
-        return self.group("x", "y", "z")
-
-    @property
     def stage(self) -> int:
         """The pipeline stage of this rank."""
         return self.coordinate.pipeline
@@ -66,6 +61,12 @@ class Topology:
         return None if self.is_last else self.group("pipeline")[self.stage + 1]
 
     @property
+    def chooses(self) -> bool:
+        """Whether messages of two directions can wait here at once, so that a team must agree on one."""
+        d = self.decomposition
+        return not (self.is_first or self.is_last) or d.interleave > 1 or d.defer_weights
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """The first and the last rank of this rank's pipeline: those that share a tied embedding."""
         pipeline = self.group("pipeline")
@@ -84,3 +85,24 @@ class Topology:
         The ranks along x and y of the last stage compute the same loss, so one of them speaks.
         """
         return self.is_last and self.coordinate.x == 0 and self.coordinate.y == 0
+
+
+def memberships(topology: Topology, *, tied: bool) -> dict[str, tuple[int, ...]]:
+    """The ranks of every group of one rank, by name; a group that it has no use for is the rank alone.
+
+    Args:
+        topology: where the rank sits.
+        tied: whether the LM head shares the embedding, so that the pipeline's ends must talk.
+    """
+    alone = (topology.rank,)
+    at_end = tied and (topology.is_first or topology.is_last)
+    return {
+        "x": topology.group("x"),
+        "y": topology.group("y"),
+        "z": topology.group("z"),
+        "data": topology.group("data"),
+        "batch": topology.group("data", "z"),
+        "team": topology.group("x", "y", "z") if topology.chooses else alone,
+        "ends": topology.ends if at_end else alone,
+        "world": topology.group(*AXES),
+    }

@@ -1,4 +1,4 @@
-"""One set of exercises for every transport; also a program: ``exercise_transport.py dist|mpi``.
+"""One set of exercises for every transport; also a program: ``exercise_transport.py dist|mpi|staged|mixed``.
 
 Started as a program, the ranks are real processes, and a broken exercise ends them with status 1.
 """
@@ -12,6 +12,8 @@ from torch.distributed import FileStore
 
 from hpcdl.engine.transport.base import Reduction, Transport
 from hpcdl.engine.transport.dist import DistTransport
+from hpcdl.engine.transport.host import Direct, Staged
+from hpcdl.engine.transport.routed import Routed, split
 
 RANKS = 4
 
@@ -104,14 +106,21 @@ def races(transport):
 
 
 def open_transport(kind: str) -> Transport:
-    if kind == "mpi":
-        # Importing it initialises MPI, which pytest and the Gloo ranks must not do.
-        from hpcdl.engine.transport.mpi import MpiTransport  # noqa: PLC0415
+    if kind == "dist":
+        return open_dist(int(os.environ["RANK"]))
+    # Importing it initialises MPI, which pytest and the Gloo ranks must not do.
+    from hpcdl.engine.transport.mpi import MpiTransport  # noqa: PLC0415
 
-        return MpiTransport()
+    if kind == "mixed":
+        mpi = MpiTransport(Direct(), apart=True)
+        return Routed({"dist": open_dist(mpi.rank), "mpi": mpi}, split(messages="mpi", collectives="dist"))
+    return MpiTransport(Staged() if kind == "staged" else Direct())
+
+
+def open_dist(rank: int) -> Transport:
     store = FileStore(os.environ["STORE"], RANKS)
     store.set_timeout(timedelta(seconds=60))
-    return DistTransport(store, int(os.environ["RANK"]), RANKS, torch.device("cpu"))
+    return DistTransport(store, (rank, RANKS), torch.device("cpu"), timeout_seconds=60)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,12 @@ def test_four_processes_train_the_curve_of_one(tmp_path, serial_losses, decompos
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_four_mpi_processes_train_the_curve_of_one(tmp_path, serial_losses, precision):
+@pytest.mark.parametrize(
+    ("transport", "precision"), [("mpi", "fp32"), ("mpi", "bf16"), ("mixed", "fp32"), ("mixed", "bf16")]
+)
+def test_four_mpi_processes_train_the_curve_of_one(tmp_path, serial_losses, transport, precision):
     """bf16 would be garbage if MPI reduced it: Open MPI sums it wrongly, MPICH refuses."""
-    changes = {"communication": {"transport": "mpi"}, "training": TRAINING | {"precision": precision}}
+    changes = {"communication": {"transport": transport}, "training": TRAINING | {"precision": precision}}
     run = Run(tmp_path, Decomposition(pipeline=2, data=2, microbatch=2), **changes)
     assert run.start_mpi().wait(timeout=120) == 0, run.log(0)
     assert run.losses(3) == pytest.approx(serial_losses, rel=1e-5 if precision == "fp32" else 5e-2)
