@@ -13,9 +13,9 @@ from hpcdl.engine.checkpoint.sharded import Checkpoints
 from hpcdl.engine.data.loader import Batches
 from hpcdl.engine.learner import Learner, Outcome
 from hpcdl.engine.metrics import Recorder
+from hpcdl.engine.opening import open_transport
 from hpcdl.engine.optim.schedule import learning_rate
 from hpcdl.engine.ranks import Place
-from hpcdl.engine.opening import open_transport
 from hpcdl.engine.transport.base import Transport
 from hpcdl.errors import EngineError
 from hpcdl.run_folder import RunFolder
