@@ -30,6 +30,7 @@ def exercise(transport: Transport) -> None:
     overlapping(transport, row, everyone)
     messages(transport)
     races(transport)
+    relayed(transport, column)
     transport.barrier()
 
 
@@ -103,6 +104,22 @@ def races(transport):
         if transport.rank in (1, 2):
             transport.send(torch.full((1,), float(transport.rank)), 0, tag=7).wait()
         transport.barrier()
+
+
+def relayed(transport, column):
+    """A large message moves while its sender waits in a collective that cannot begin before it came."""
+    if transport.rank == 0:
+        send = transport.send(torch.ones(2_000_000), 1, tag=9)
+        assert reduced(transport, column, 1.0) == 2.0
+        send.wait()
+    elif transport.rank == 1:
+        large = torch.zeros(2_000_000)
+        transport.receive(large, 0, tag=9).wait()
+        assert large.min().item() == 1.0
+        transport.send(torch.ones(1), 2, tag=10).wait()
+    elif transport.rank == 2:
+        transport.receive(torch.zeros(1), 1, tag=10).wait()
+        assert reduced(transport, column, 1.0) == 2.0
 
 
 def open_transport(kind: str) -> Transport:

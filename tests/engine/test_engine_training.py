@@ -130,6 +130,7 @@ def test_a_rank_that_is_stuck_is_given_up(tmp_path):
     one.send_signal(signal.SIGSTOP)
     assert zero.wait(timeout=30) == 1
     one.kill()
+    assert one.wait(timeout=20) == -signal.SIGKILL
     record = run.exits()[0]
     assert record.exception == "PeerLostError"
     assert "did not come in time" in record.reason
