@@ -1,15 +1,17 @@
 """The groups of one rank by name, each with the transport that reaches it.
 
-Only groups of more than one rank are made, and all ranks make theirs in the same order.
+Only groups of more than one rank are made, names that mean the same ranks share one, and all ranks make
+theirs in the same order. Not at first use: making one waits for its members, and two ranks may use
+their groups in different orders, since operations do not block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
-from hpcdl.engine.topology import Topology
+from hpcdl.engine.topology import LANES, Topology, memberships
 from hpcdl.engine.transport.base import Done, Group, Handle, Reduction, Transport
 
 
@@ -83,9 +85,15 @@ class Groups:
     weights: Peers  # z again, in a lane of its own: a gather ahead of need must not queue behind a scatter
     data: Peers
     batch: Peers  # data × z: those that hold the same stage and read different sequences
-    team: Peers  # x × y × z: those that compute one stage of one replica together
+    team: Peers  # x × y × z: those that compute one stage of one replica together, where they must agree
     ends: Peers  # the first and the last stage, where they share a tied embedding
     world: Peers
+
+    @property
+    def made(self) -> int:
+        """How many different groups these names stand for."""
+        every = (getattr(self, one.name) for one in fields(self))
+        return len({peers.ranks for peers in every if peers.group is not None})
 
 
 def make_groups(transport: Transport, topology: Topology, *, tied: bool) -> Groups:
@@ -100,15 +108,9 @@ def make_groups(transport: Transport, topology: Topology, *, tied: bool) -> Grou
     def peers(ranks: tuple[int, ...], lane: str = "") -> Peers:
         return Peers(transport, ranks, transport.group(ranks, lane) if len(ranks) > 1 else None)
 
-    at_end = tied and (topology.is_first or topology.is_last)
     return Groups(
-        x=peers(topology.group("x")),
-        y=peers(topology.group("y")),
-        z=peers(topology.group("z")),
-        weights=peers(topology.group("z"), "weights"),
-        data=peers(topology.group("data")),
-        batch=peers(topology.group("data", "z")),
-        team=peers(topology.team),
-        ends=peers(topology.ends if at_end else (topology.rank,)),
-        world=peers(tuple(range(topology.decomposition.ranks))),
+        **{
+            name: peers(ranks, LANES.get(name, ""))
+            for name, ranks in memberships(topology, tied=tied).items()
+        },
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcdl.spec.decomposition import Coordinate, Decomposition
+from hpcdl.spec.decomposition import AXES, Coordinate, Decomposition
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class Topology:
         return int(getattr(self.decomposition, axis))
 
     @property
-    def team(self) -> tuple[int, ...]:
-        """The ranks that compute one stage of one replica together: all of x, y and z."""
-        return self.group("x", "y", "z")
-
-    @property
     def stage(self) -> int:
         """The place of this rank in its pipeline."""
         return self.coordinate.pipeline
@@ -66,6 +61,12 @@ class Topology:
         return self.group("pipeline")[(self.stage + 1) % self.decomposition.pipeline]
 
     @property
+    def chooses(self) -> bool:
+        """Whether what to do next can depend on what arrived, so that a team must agree."""
+        d = self.decomposition
+        return d.pipeline > 1 and (not self.is_last or d.interleave > 1 or d.defer_weights)
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """The first and the last rank of this rank's pipeline: those that share a tied embedding."""
         pipeline = self.group("pipeline")
@@ -84,3 +85,29 @@ class Topology:
         The ranks along x and y of the last stage compute the same loss, so one of them speaks.
         """
         return self.is_last and self.coordinate.x == 0 and self.coordinate.y == 0
+
+
+LANES = {"weights": "weights"}
+"""Groups by name that need a communicator of their own although others have the same ranks."""
+
+
+def memberships(topology: Topology, *, tied: bool) -> dict[str, tuple[int, ...]]:
+    """The ranks of every group of one rank, by name; a group that it has no use for is the rank alone.
+
+    Args:
+        topology: where the rank sits.
+        tied: whether the LM head shares the embedding, so that the pipeline's ends must talk.
+    """
+    alone = (topology.rank,)
+    at_end = tied and (topology.is_first or topology.is_last)
+    return {
+        "x": topology.group("x"),
+        "y": topology.group("y"),
+        "z": topology.group("z"),
+        "weights": topology.group("z"),
+        "data": topology.group("data"),
+        "batch": topology.group("data", "z"),
+        "team": topology.group("x", "y", "z") if topology.chooses else alone,
+        "ends": topology.ends if at_end else alone,
+        "world": topology.group(*AXES),
+    }

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
+from hpcdl.engine.census import census
 from hpcdl.engine.checkpoint.sharded import Checkpoints
 from hpcdl.engine.data.loader import Batches
 from hpcdl.engine.learner import Learner, Outcome
 from hpcdl.engine.metrics import Recorder
+from hpcdl.engine.opening import open_transport
 from hpcdl.engine.optim.schedule import learning_rate
 from hpcdl.engine.ranks import Place
-from hpcdl.engine.rendezvous import meet
 from hpcdl.engine.transport.base import Transport
-from hpcdl.engine.transport.dist import DistTransport
 from hpcdl.errors import EngineError
 from hpcdl.run_folder import RunFolder
 from hpcdl.spec.decomposition import violations
@@ -28,7 +28,7 @@ def train(run: ResolvedRun, folder: RunFolder, attempt: int, place: Place) -> No
     """Train from the newest checkpoint, or from the start, to the last step."""
     refuse_impossible(run)
     device = claim_device(run, place)
-    transport = open_transport(run, folder, attempt, place)
+    transport = open_transport(run, place, device, folder.rendezvous(attempt))
     recorder = Recorder(folder, attempt, place)
     Training(run, folder, transport, recorder, device).run(place)
     transport.barrier()
@@ -65,33 +65,6 @@ def claim_device(run: ResolvedRun, place: Place) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
-
-
-def open_transport(run: ResolvedRun, folder: RunFolder, attempt: int, place: Place) -> Transport:
-    """The door to the other ranks, as the experiment asks for it."""
-    if run.experiment.communication.transport == "mpi":
-        return _open_mpi(run, place)
-    store = meet(place, run.rendezvous, folder.rendezvous(attempt))
-    return DistTransport(store, place.rank, place.world_size, torch.device(run.device))
-
-
-def _open_mpi(run: ResolvedRun, place: Place) -> Transport:
-    if run.device != "cpu":
-        raise EngineError(
-            f"transport mpi carries CPU tensors only, but this run computes on {run.device}",
-            "set communication.transport: dist",
-        )
-    # Importing mpi4py.MPI initialises MPI, which a run over torch.distributed must not do.
-    from hpcdl.engine.transport.mpi import MpiTransport
-
-    transport = MpiTransport()
-    if (transport.rank, transport.ranks) != (place.rank, place.world_size):
-        raise EngineError(
-            f"MPI says rank {transport.rank} of {transport.ranks}, the launcher says rank {place.rank} of "
-            f"{place.world_size}",
-            "the launcher and the MPI library do not speak to each other: check the --mpi= flag of srun",
-        )
-    return transport
 
 
 @dataclass
@@ -170,7 +143,13 @@ class Training:
             hosts=int(first_of_host.item()),
             parameters=self._experiment.model.parameters,
             steps=self._settings.steps,
+            groups=self._groups(),
         )
+
+    def _groups(self) -> dict[str, int]:
+        """How many groups rank 0 made, and how many there are; every rank's are counted from its topology."""
+        found = census(self._learner.topology.decomposition, tied=self._experiment.model.tied)
+        return {"rank_0": self._learner.groups.made, "world": found.distinct}
 
     def _save(self) -> None:
         progress = self._progress

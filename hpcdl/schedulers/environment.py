@@ -40,7 +40,7 @@ def exports(job: Job) -> list[tuple[str, str]]:
 def _defaults(job: Job) -> dict[str, str]:
     layout, node = job.run.layout, job.site.node(job.run.experiment.resources.queue)
     variables = {"HPCDL_ATTEMPT": str(job.attempt), "OMP_NUM_THREADS": str(layout.cores_per_rank)}
-    if job.run.experiment.communication.transport == "mpi" and layout.ranks_per_node > node.usable_cores:
+    if job.run.experiment.communication.needs_mpi and layout.ranks_per_node > node.usable_cores:
         # MPICH polls; ranks that share a core would each burn their time slice before the other may run.
         variables[_HEAVY_YIELD] = "1"
     return variables

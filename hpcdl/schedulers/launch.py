@@ -50,7 +50,7 @@ def command(job: Job) -> list[str]:
 
 
 def _over_mpi(job: Job) -> bool:
-    return job.run.experiment.communication.transport == "mpi"
+    return job.run.experiment.communication.needs_mpi
 
 
 def _rank(job: Job) -> list[str]:

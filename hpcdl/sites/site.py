@@ -149,7 +149,9 @@ class Launch(Frozen):
 
     launcher: Literal["fork", "srun", "mpiexec-pals", "mpiexec-hydra", "mpiexec-openmpi"]
     arguments: list[Line] = Field(default_factory=list, description="further arguments of the launcher")
-    mpi: str | None = Field(None, description="value of srun --mpi for the mpi transport, e.g. pmi2")
+    mpi: str | None = Field(
+        None, description="value of srun --mpi for the transports mpi and mixed, e.g. pmi2"
+    )
     cpu_bind: Line | None = Field(None, description="binding in the launcher's own words, e.g. cores")
     gpu_visibility: Literal["all", "one_per_task"] = "all"
     gpu_bind: Line | None = Field(None, description="srun --gpu-bind, e.g. none or closest")

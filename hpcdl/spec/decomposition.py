@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from functools import cache
+from itertools import accumulate, product
+from operator import mul
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -115,11 +117,13 @@ class Decomposition(Frozen):
     def group(self, rank: int, *axes: str) -> tuple[int, ...]:
         """Ranks that differ from ``rank`` along ``axes`` only, in rank order."""
         here = self.coordinate(rank)
-        choices = [
-            range(degree) if axis in axes else (index,)
-            for axis, degree, index in zip(AXES, self.degrees, here, strict=True)
-        ]
-        return tuple(sorted(self.rank(Coordinate(*position)) for position in product(*choices)))
+        offsets = _offsets(self.degrees, frozenset(axes))
+        first = rank - sum(
+            index * stride
+            for axis, index, stride in zip(AXES, here, _strides(self.degrees), strict=True)
+            if axis in axes
+        )
+        return tuple(first + offset for offset in offsets) if first else offsets
 
     def __str__(self) -> str:
         """The axes larger than 1: ``data 2 × pipeline 2``."""
@@ -129,6 +133,21 @@ class Decomposition(Frozen):
             if (degree := getattr(self, axis)) > 1
         ]
         return " × ".join(parts) or "one rank"
+
+
+def _strides(degrees: tuple[int, ...]) -> tuple[int, ...]:
+    """How far apart neighbours along each axis are, in ranks."""
+    return tuple(accumulate((1, *degrees[:-1]), mul))
+
+
+@cache
+def _offsets(degrees: tuple[int, ...], axes: frozenset[str]) -> tuple[int, ...]:
+    """The ranks of the group along ``axes`` that holds rank 0, in rank order."""
+    steps = [
+        range(0, degree * stride, stride) if axis in axes else (0,)
+        for axis, degree, stride in zip(AXES, degrees, _strides(degrees), strict=True)
+    ]
+    return tuple(map(sum, product(*reversed(steps))))
 
 
 @dataclass(frozen=True)

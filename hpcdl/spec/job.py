@@ -90,10 +90,23 @@ class Overlap(Frozen):
 class Communication(Frozen):
     """Which runtime carries messages and collectives, and what overlaps with them."""
 
-    transport: Literal["dist", "mpi"] = Field(
-        "dist", description="dist: torch.distributed (NCCL or Gloo); mpi: mpi4py over the machine's MPI"
+    transport: Literal["dist", "mpi", "mixed"] = Field(
+        "dist",
+        description="dist: torch.distributed (NCCL or Gloo); mpi: mpi4py over the machine's MPI; "
+        "mixed: messages of the pipeline over MPI, collectives over torch.distributed",
+    )
+    cuda_aware: Literal["auto"] | bool = Field(
+        "auto", description="whether MPI reads GPU memory itself; auto: if the library says so"
+    )
+    timeout_seconds: int = Field(
+        1800, gt=0, description="how long torch.distributed waits in one operation for a rank that is stuck"
     )
     overlap: Overlap = Overlap()
+
+    @property
+    def needs_mpi(self) -> bool:
+        """Whether ranks must be started by what MPI can be initialised under."""
+        return self.transport in ("mpi", "mixed")
 
 
 class Layout(Frozen):

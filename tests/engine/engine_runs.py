@@ -55,7 +55,9 @@ class Run:
     def start_mpi(self):
         mpiexec = Path(sys.executable).with_name("mpiexec")
         program = [sys.executable, "-m", "mpi4py", "-m", "hpcdl.engine", self.folder.path]
-        return subprocess.Popen([mpiexec, "-n", str(self.ranks), *program], env=environment())
+        # As the launcher sets it where ranks share cores.
+        told = environment(MPIR_CVAR_ENABLE_HEAVY_YIELD=1)
+        return subprocess.Popen([mpiexec, "-n", str(self.ranks), *program], env=told)
 
     def complete(self, attempt=1):
         """Run to the end, which must be a good one."""

@@ -1,4 +1,4 @@
-"""One set of exercises for every transport; also a program: ``exercise_transport.py dist|mpi``.
+"""One set of exercises for every transport; also a program: ``exercise_transport.py dist|mpi|staged|mixed``.
 
 Started as a program, the ranks are real processes, and a broken exercise ends them with status 1.
 """
@@ -12,6 +12,8 @@ from torch.distributed import FileStore
 
 from hpcdl.engine.transport.base import Reduction, Transport
 from hpcdl.engine.transport.dist import DistTransport
+from hpcdl.engine.transport.host import Direct, Staged
+from hpcdl.engine.transport.routed import Routed, split
 
 RANKS = 4
 
@@ -30,6 +32,7 @@ def exercise(transport: Transport) -> None:
     messages(transport)
     races(transport)
     looks(transport)
+    relayed(transport, column)
     transport.barrier()
 
 
@@ -136,15 +139,38 @@ def looks(transport):
         send.wait()
 
 
-def open_transport(kind: str) -> Transport:
-    if kind == "mpi":
-        # Importing it initialises MPI, which pytest and the Gloo ranks must not do.
-        from hpcdl.engine.transport.mpi import MpiTransport  # noqa: PLC0415
+def relayed(transport, column):
+    """A large message moves while its sender waits in a collective that cannot begin before it came."""
+    if transport.rank == 0:
+        send = transport.send(torch.ones(2_000_000), 1, tag=9)
+        assert reduced(transport, column, 1.0) == 2.0
+        send.wait()
+    elif transport.rank == 1:
+        large = torch.zeros(2_000_000)
+        transport.receive(large, 0, tag=9).wait()
+        assert large.min().item() == 1.0
+        transport.send(torch.ones(1), 2, tag=10).wait()
+    elif transport.rank == 2:
+        transport.receive(torch.zeros(1), 1, tag=10).wait()
+        assert reduced(transport, column, 1.0) == 2.0
 
-        return MpiTransport()
+
+def open_transport(kind: str) -> Transport:
+    if kind == "dist":
+        return open_dist(int(os.environ["RANK"]))
+    # Importing it initialises MPI, which pytest and the Gloo ranks must not do.
+    from hpcdl.engine.transport.mpi import MpiTransport  # noqa: PLC0415
+
+    if kind == "mixed":
+        mpi = MpiTransport(Direct(), apart=True)
+        return Routed({"dist": open_dist(mpi.rank), "mpi": mpi}, split(messages="mpi", collectives="dist"))
+    return MpiTransport(Staged() if kind == "staged" else Direct())
+
+
+def open_dist(rank: int) -> Transport:
     store = FileStore(os.environ["STORE"], RANKS)
     store.set_timeout(timedelta(seconds=60))
-    return DistTransport(store, int(os.environ["RANK"]), RANKS, torch.device("cpu"))
+    return DistTransport(store, (rank, RANKS), torch.device("cpu"), timeout_seconds=60)
 
 
 if __name__ == "__main__":

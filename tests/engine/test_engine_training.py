@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 
 import pytest
-from engine_runs import SERIAL, TRAINING, Run, finished, wait_until
+from engine_runs import MODEL, SERIAL, TRAINING, Run, finished, wait_until
 
 from hpcdl.spec.decomposition import Decomposition
 
@@ -34,14 +35,24 @@ def test_four_processes_train_the_curve_of_one(tmp_path, serial_losses, decompos
     started, ended = run.events()
     assert (started.kind, started.detail["ranks"], started.detail["hosts"]) == ("started", 4, 1)
     assert started.detail["steps"] == TRAINING["steps"]
+    # Two groups along each axis and the world; along the pipeline they join the ends of a tied embedding.
+    assert started.detail["groups"] == {"rank_0": 3, "world": 5}
     assert (ended.kind, ended.detail) == ("finished", {"step": 6, "loss": run.losses()[-1]})
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_four_mpi_processes_train_the_curve_of_one(tmp_path, serial_losses, precision):
+@pytest.mark.parametrize(
+    ("transport", "precision"),
+    [
+        ("mpi", "bf16"),
+        ("mixed", "fp32"),
+        pytest.param("mpi", "fp32", marks=pytest.mark.slow),
+        pytest.param("mixed", "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_four_mpi_processes_train_the_curve_of_one(tmp_path, serial_losses, transport, precision):
     """bf16 would be garbage if MPI reduced it: Open MPI sums it wrongly, MPICH refuses."""
-    changes = {"communication": {"transport": "mpi"}, "training": TRAINING | {"precision": precision}}
+    changes = {"communication": {"transport": transport}, "training": TRAINING | {"precision": precision}}
     decomposition = Decomposition(pipeline=2, data=2, microbatch=3, interleave=2, defer_weights=True)
     run = Run(tmp_path, decomposition, **changes)
     assert run.start_mpi().wait(timeout=120) == 0, run.log(0)
@@ -92,6 +103,40 @@ def test_the_rank_that_failed_first_is_named_by_the_earliest_record(tmp_path):
     assert "IsADirectoryError" in run.log(2)
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("transport", ["mixed", pytest.param("mpi", marks=pytest.mark.slow)])
+def test_a_failing_stage_ends_every_mpi_rank_and_is_named(tmp_path, transport):
+    """The last stage fails after step 1; the one in the middle waits for either neighbour's message."""
+    model = {"model": MODEL | {"layers": 3}, "communication": {"transport": transport}}
+    run = Run(tmp_path, Decomposition(pipeline=3), training=TRAINING | {"steps": 100_000}, **model)
+    run.folder.rank_metrics(2).mkdir(parents=True)
+    assert run.start_mpi().wait(timeout=60) != 0
+    exits = run.exits()
+    first = min(exits.values(), key=lambda record: record.time)
+    assert (first.rank, first.exception) == (2, "IsADirectoryError")
+    wait_until(lambda: not any_alive(run), seconds=10)
+
+
+def any_alive(run):
+    return subprocess.run(["pgrep", "-f", f"hpcdl.engine {run.folder.path}$"], check=False).returncode == 0
+
+
+def test_a_rank_that_is_stuck_is_given_up(tmp_path):
+    """Rank 1 is there, but stopped: no connection breaks, so only time tells."""
+    patience = {"communication": {"timeout_seconds": 2}}
+    run = Run(tmp_path, Decomposition(data=2), training=TRAINING | {"steps": 100_000}, **patience)
+    zero, one = run.start()
+    wait_until(lambda: len(run.steps()) > 1)
+    one.send_signal(signal.SIGSTOP)
+    assert zero.wait(timeout=30) == 1
+    one.kill()
+    assert one.wait(timeout=20) == -signal.SIGKILL
+    record = run.exits()[0]
+    assert record.exception == "PeerLostError"
+    assert "did not come in time" in record.reason
+    assert "communication.timeout_seconds" in run.log(0)
+
+
 @pytest.mark.slow
 def test_a_rank_killed_by_the_system_leaves_no_hang(tmp_path):
     run = Run(tmp_path, Decomposition(pipeline=2, z=2), training=TRAINING | {"steps": 100_000})
@@ -135,8 +180,10 @@ def test_mpi_ranks_that_do_not_know_each_other_are_told_about_the_mpi_flag(tmp_p
     assert "--mpi=" in run.log(1)
 
 
-def test_missing_ranks_are_named(tmp_path):
-    run = Run(tmp_path, Decomposition(data=4), timeout=3)
+@pytest.mark.parametrize("transport", ["dist", pytest.param("mpi", marks=pytest.mark.mpi)])
+def test_missing_ranks_are_named(tmp_path, transport):
+    """MPI itself would wait for ever, so ranks meet before they start it."""
+    run = Run(tmp_path, Decomposition(data=4), timeout=3, communication={"transport": transport})
     assert finished(run.start(ranks=[0, 2])) == [1, 1]
     assert "1, 3" in run.exits()[0].reason
 

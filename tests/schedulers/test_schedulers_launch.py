@@ -40,8 +40,9 @@ def test_srun_is_told_everything_again(tmp_path):
     ]
 
 
-def test_srun_starts_mpi_as_the_site_says(tmp_path):
-    words = command(tmp_path, site(launch={"mpi": "pmi2"}), transport="mpi")
+@pytest.mark.parametrize("transport", ["mpi", "mixed"])
+def test_srun_starts_mpi_as_the_site_says(tmp_path, transport):
+    words = command(tmp_path, site(launch={"mpi": "pmi2"}), transport=transport)
     assert "--mpi=pmi2" in words
     assert words[-len(MPI_RANK) :] == MPI_RANK
 
@@ -74,12 +75,13 @@ def test_binding_of_the_site_is_passed_on(tmp_path, launcher):
     assert words[-5] == "-l"
 
 
-def test_fork_starts_ranks_without_a_launcher_unless_mpi_is_wanted(tmp_path):
+@pytest.mark.parametrize("transport", ["mpi", "mixed"])
+def test_fork_starts_ranks_without_a_launcher_unless_mpi_is_wanted(tmp_path, transport):
     machine = site("local", "fork")
     assert command(tmp_path, machine) == RANK
     assert launch.forks(job(tmp_path, machine))
-    assert command(tmp_path, machine, transport="mpi") == ["mpiexec", "-n", "2", *MPI_RANK]
-    assert not launch.forks(job(tmp_path, machine, transport="mpi"))
+    assert command(tmp_path, machine, transport=transport) == ["mpiexec", "-n", "2", *MPI_RANK]
+    assert not launch.forks(job(tmp_path, machine, transport=transport))
 
 
 def test_fork_over_several_nodes_is_refused(tmp_path):
@@ -138,14 +140,15 @@ def test_srun_itself_gives_each_task_its_device_where_it_may(tmp_path):
     assert "bash" not in words
 
 
-def test_mpi_ranks_that_share_cores_yield_to_each_other(tmp_path):
+@pytest.mark.parametrize("transport", ["mpi", "mixed"])
+def test_mpi_ranks_that_share_cores_yield_to_each_other(tmp_path, transport):
     """MPICH polls: on a laptop with more ranks than cores each would burn its whole time slice."""
     machine = site("local", "fork", nodes={"gpu": {"cores": 2}})
-    names = [
-        name for name, _ in environment.exports(job(tmp_path, machine, transport="mpi", ranks_per_node=4))
-    ]
-    assert "MPIR_CVAR_ENABLE_HEAVY_YIELD" in names
-    names = [
-        name for name, _ in environment.exports(job(tmp_path, machine, transport="mpi", ranks_per_node=2))
-    ]
-    assert "MPIR_CVAR_ENABLE_HEAVY_YIELD" not in names
+
+    def exported(ranks, **asked):
+        asked = job(tmp_path, machine, transport=transport, ranks_per_node=ranks, **asked)
+        return dict(environment.exports(asked)).get("MPIR_CVAR_ENABLE_HEAVY_YIELD")
+
+    assert exported(4) == "1"
+    assert exported(4, environment={"MPIR_CVAR_ENABLE_HEAVY_YIELD": "0"}) == "0"
+    assert exported(2) is None

@@ -53,6 +53,10 @@ class Transport(Protocol):
 
     rank: int
 
+    @property
+    def name(self) -> str:
+        """The runtime and its version, as messages call it."""
+
     def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
         """The group of ``ranks``; called by each of them, in the same order, once a run and lane.
 

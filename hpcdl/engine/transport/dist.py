@@ -24,6 +24,7 @@ _LEAVE_SECONDS = 30.0  # how long a rank that is done waits for the others to be
 _LOST = re.compile(
     r"gloo/transport|connection (closed|reset|refused)|remote worker|NCCL error", re.IGNORECASE
 )
+_STUCK = re.compile(r"timed out", re.IGNORECASE)
 
 
 @contextmanager
@@ -34,9 +35,15 @@ def _blaming_the_lost() -> Iterator[None]:
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
+        said = str(error).splitlines()[0]
+        if _STUCK.search(said):
+            raise PeerLostError(
+                f"another rank did not come in time: {said}",
+                "look at the end of each rank's log for the one that is stuck; "
+                "communication.timeout_seconds says how long to wait",
+            ) from error
         raise PeerLostError(
-            f"another rank went away: {str(error).splitlines()[0]}",
-            "the exit records name the rank that failed first",
+            f"another rank went away: {said}", "the exit records name the rank that failed first"
         ) from error
 
 
@@ -69,21 +76,26 @@ class DistTransport:
 
     Args:
         store: where the ranks met.
-        rank: this rank.
-        ranks: world size.
+        place: this rank, and how many there are.
         device: CPU means Gloo, CUDA means NCCL.
+        timeout_seconds: how long one operation may wait for a rank that is there but does not come.
     """
 
-    def __init__(self, store: Store, rank: int, ranks: int, device: torch.device) -> None:
-        self.rank = rank
+    def __init__(
+        self, store: Store, place: tuple[int, int], device: torch.device, timeout_seconds: float
+    ) -> None:
+        self.rank, ranks = place
         self._store = store
         self._ranks = ranks
         self._cuda = device.type == "cuda"
+        backend = "nccl" if self._cuda else "gloo"
+        self.name = f"torch {torch.__version__} with {backend}"
         dist.init_process_group(
-            "nccl" if self._cuda else "gloo",
+            backend,
             store=store,
-            rank=rank,
+            rank=self.rank,
             world_size=ranks,
+            timeout=timedelta(seconds=timeout_seconds),
             device_id=device if self._cuda else None,
         )
         everyone = tuple(range(ranks))

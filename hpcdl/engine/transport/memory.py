@@ -126,6 +126,8 @@ def _reduce(contributions: list[torch.Tensor], reduction: Reduction) -> torch.Te
 class MemoryTransport:
     """One rank's door to a ``World``; reductions add in rank order, so every run is the same."""
 
+    name = "threads"
+
     def __init__(self, world: World, rank: int) -> None:
         self.rank = rank
         self._world = world
