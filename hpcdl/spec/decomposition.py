@@ -205,11 +205,6 @@ ENGINE_RULES: tuple[Rule, ...] = (
         "defer_weights: the bundled engine does not defer weight gradients yet",
     ),
     Rule(
-        "engine: zero",
-        lambda d, model, batch: d.zero == 0,
-        "zero {d.zero}: the bundled engine does not shard optimizer state yet, only 0",
-    ),
-    Rule(
         "engine: offload",
         lambda d, model, batch: d.offload == "none",
         "offload {d.offload}: the bundled engine does not keep optimizer state in CPU memory yet, only none",
