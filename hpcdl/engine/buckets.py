@@ -2,8 +2,8 @@
 
 Parameters of one kind lie side by side in a *line*, in the reverse of their execution order, which is the
 order in which backward reaches them. A line is cut into *chunks*, each reduced in one operation, and a chunk
-into *buckets*, each updated at once (Singh and Bhatele, IPDPS 2022, section V-C). Cuts fall where they fall: a
-parameter may lie in several buckets. So sizes are exact, whatever the parameters are.
+into *buckets*, each updated at once (Singh and Bhatele, IPDPS 2022, section V-C). Cuts fall where they fall,
+so a parameter may lie in several buckets, and sizes are exact whatever the parameters are.
 
 Everything depends on names and sizes only, so the ranks of a group get the same answer without talking.
 """

@@ -5,9 +5,9 @@ the last of its parameters has them all; then, if all chunks before it are on th
 So every rank starts the same reductions in the same order. The loss is already divided by the tokens of the
 whole batch, so a sum is the mean.
 
-A weight that is cut over z arrives here reduced over z (Algorithm 1) and is summed over data; what every z rank
-holds whole is summed over data × z. A tied embedding that two stages hold is then summed over the two. With
-ZeRO-1 the sum is scattered: each rank gets the share that it updates, and what it made of it is gathered.
+A weight that is cut over z arrives here reduced over z (Algorithm 1) and is summed over data; what every z
+rank holds whole is summed over data × z. A tied embedding that two stages hold is then summed over the two.
+With ZeRO-1 the sum is scattered: a rank gets the share that it updates, and what it made of it is gathered.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A line (see ``buckets``) has one buffer of parameters, in the type the model computes in, and one of fp32
 gradients; those of the layers are views into them. A bucket is a span of a line with what its update keeps:
-the fp32 master and Adam's moments. With ZeRO-1 (Rajbhandari et al., SC 2020) a rank keeps and updates an equal
-share of every bucket.
+the fp32 master and Adam's moments. With ZeRO-1 (Rajbhandari et al., SC 2020) a rank keeps and updates an
+equal share of every bucket.
 """
 
 from __future__ import annotations
