@@ -56,7 +56,7 @@ class _Arrivals:
     def add(self, gradient: torch.Tensor) -> None:
         # The first is copied, so nobody has to write zeros first.
         into = self.slot.gradient
-        (into.add_ if self._come else into.copy_)(gradient.view_as(into))
+        (into.add_ if self._come else into.copy_)(gradient)
         self._come += 1
         for home in self.homes:
             home.missing -= 1

@@ -8,7 +8,6 @@ from engine_worlds import GPT, LLAMA, in_threads, whole
 
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.topology import Topology
-from hpcdl.engine.update import Outcome
 from hpcdl.errors import EngineError
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
@@ -19,7 +18,7 @@ from hpcdl.spec.training import LossScale, Optimizer, Training
 
 CPU = torch.device("cpu")
 BATCH = 8
-STEPS = 3
+STEPS = 2
 TIED = Model(**LLAMA.model_dump() | {"tied": True})
 CLIPPED = Optimizer(
     lr=0.01, eps=0.1, clip=0.5
@@ -33,7 +32,7 @@ SPREAD = [
 
 
 def experiment(model=GPT, overlap=None, **training):
-    usual = {"precision": "fp32", "optimizer": CLIPPED, "bucket_mib": 0.002, "buckets_per_chunk": 2}
+    usual = {"precision": "fp32", "optimizer": CLIPPED, "bucket_mib": 0.01, "buckets_per_chunk": 2}
     return Experiment(
         model=model,
         data=Data(source="stdlib"),
@@ -45,7 +44,7 @@ def experiment(model=GPT, overlap=None, **training):
 def batches(settings):
     generator = torch.Generator().manual_seed(5)
     shape = (settings.training.global_batch, settings.model.sequence + 1)
-    return [torch.randint(0, settings.model.vocab, shape, generator=generator) for _ in range(STEPS)]
+    return [torch.randint(0, settings.model.vocab, shape, generator=generator) for _ in range(3)]
 
 
 def learn(learner, settings, steps, *, begin=0):
@@ -82,20 +81,33 @@ def same(found, wanted, tolerance):
         assert error <= tolerance, f"{name}: {error}"
 
 
-@pytest.mark.parametrize("optimizer", [CLIPPED, FREE], ids=["clip", "free"])
-@pytest.mark.parametrize("degrees", SPREAD, ids=lambda degrees: str(Decomposition(**degrees)))
-@pytest.mark.parametrize("model", [GPT, TIED], ids=["gpt", "tied llama"])
-def test_zero_trains_as_the_serial_one(model, degrees, optimizer):
+def assert_zero_trains_as_the_serial_one(model, degrees, optimizer):
     settings = experiment(model, optimizer=optimizer, global_batch=batch_of(degrees))
     same(trained(settings, Decomposition(zero=1, **degrees)), trained(settings, Decomposition()), 2e-6)
 
 
+@pytest.mark.parametrize("degrees", SPREAD, ids=lambda degrees: str(Decomposition(**degrees)))
+def test_zero_trains_as_the_serial_one(degrees):
+    assert_zero_trains_as_the_serial_one(GPT, degrees, CLIPPED)
+
+
+@pytest.mark.parametrize("degrees", SPREAD[-3:], ids=lambda degrees: str(Decomposition(**degrees)))
+def test_zero_trains_a_tied_model_across_the_pipeline(degrees):
+    assert_zero_trains_as_the_serial_one(TIED, degrees, FREE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [CLIPPED, FREE], ids=["clip", "free"])
+@pytest.mark.parametrize("degrees", SPREAD, ids=lambda degrees: str(Decomposition(**degrees)))
+def test_zero_trains_any_model_as_the_serial_one(degrees, optimizer):
+    assert_zero_trains_as_the_serial_one(TIED, degrees, optimizer)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("degrees", [{"data": 2}, {"data": 2, "z": 2, "pipeline": 2}], ids=str)
-@pytest.mark.parametrize("model", [GPT, TIED], ids=["gpt", "tied llama"])
-def test_zero_changes_no_bit_where_sums_are_made_in_one_order(model, degrees, precision):
+def test_zero_changes_no_bit_where_sums_are_made_in_one_order(degrees, precision):
     """Without clipping, as the norm is summed in another order."""
-    settings = experiment(model, optimizer=FREE, precision=precision)
+    settings = experiment(TIED, optimizer=FREE, precision=precision)
     found, wanted = (trained(settings, Decomposition(zero=zero, **degrees)) for zero in (1, 0))
     assert [outcome.loss for outcome in found[0]] == [outcome.loss for outcome in wanted[0]]
     assert all(torch.equal(found[1][name], value) for name, value in wanted[1].items())
@@ -125,11 +137,11 @@ def test_overlap_changes_no_bit(overlap, optimizer, zero):
 
 
 @pytest.mark.parametrize(
-    "size", [{"bucket_mib": 1e-6}, {"bucket_mib": 25.0}, {"buckets_per_chunk": 1}], ids=str
+    "size", [{"bucket_mib": 0.001}, {"bucket_mib": 25.0}, {"buckets_per_chunk": 1}], ids=str
 )
 def test_sizes_change_nothing_with_zero(size):
     decomposition = Decomposition(data=2, z=2, zero=1)
-    found = trained(experiment(optimizer=FREE, **size), decomposition)
+    found = trained(experiment(**{"optimizer": FREE} | size), decomposition)
     wanted = trained(experiment(optimizer=FREE), decomposition)
     assert all(torch.equal(found[1][name], value) for name, value in wanted[1].items())
 
@@ -137,10 +149,11 @@ def test_sizes_change_nothing_with_zero(size):
 # What a checkpoint keeps
 
 
-@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize(
+    ("model", "zero"), [(GPT, 1), (TIED, 1), (TIED, 0)], ids=["gpt 1", "tied 1", "tied 0"]
+)
 @pytest.mark.parametrize("degrees", [{}, {"y": 2}, {"pipeline": 3}, *SPREAD], ids=str)
-@pytest.mark.parametrize("model", [GPT, TIED], ids=["gpt", "tied llama"])
-def test_every_element_is_written_by_exactly_one_rank(model, degrees, zero):
+def test_every_element_is_written_by_exactly_one_rank(degrees, model, zero):
     decomposition = Decomposition(zero=zero, **degrees)
     settings = experiment(model, global_batch=batch_of(degrees))
 
@@ -168,15 +181,15 @@ def test_training_goes_on_bitwise_from_its_parts(precision, zero):
 
     def work(transport):
         first, second, fresh = (Learner(settings, decomposition, transport, CPU) for _ in range(3))
-        learn(first, settings, STEPS)
-        learn(second, settings, 2)
+        learn(first, settings, 2)
+        learn(second, settings, 1)
         with torch.no_grad():
             for to, kept in zip(fresh.parts(), second.parts(), strict=True):
                 for name, tensor in to.tensors.items():
                     assert tensor.dtype == torch.float32
                     tensor.copy_(kept.tensors[name])
         fresh.restored(second.counters())
-        learn(fresh, settings, STEPS, begin=2)
+        learn(fresh, settings, 2, begin=1)
         assert fresh.counters() == first.counters()
         pairs = zip(fresh.stage.held, first.stage.held, strict=True)
         return all(torch.equal(one.parameter, other.parameter) for one, other in pairs)
@@ -255,15 +268,15 @@ def test_a_scale_that_makes_the_loss_overflow_comes_down_until_gradients_are_fin
 @pytest.mark.parametrize("zero", [0, 1])
 @pytest.mark.parametrize("optimizer", [CLIPPED, FREE], ids=["clip", "free"])
 def test_a_gradient_that_is_not_finite_names_step_and_rank(optimizer, zero):
-    """Also where weights were updated before it was known."""
-    settings = experiment(optimizer=optimizer)
+    """Also where weights were updated before it was known. It names the first rank that holds the sum."""
+    settings, holds = experiment(optimizer=optimizer), "[23]" if zero else "2"
 
     def work(transport):
         learner = Learner(settings, Decomposition(pipeline=2, data=2, zero=zero), transport, CPU)
         learn(learner, settings, 1)
         if transport.rank >= 2:
             spoil(learner, math.nan)
-        with pytest.raises(EngineError, match="squared gradient norm became nan in step 2, on rank 2"):
+        with pytest.raises(EngineError, match=f"gradient norm became nan in step 2, on rank {holds}$"):
             learn(learner, settings, 2, begin=1)
         return True
 
@@ -290,7 +303,3 @@ def test_a_parameter_without_a_gradient_is_reduced_as_zero():
     assert first == second
     assert first[0] == 2 * 16 * 256
     assert not any(first[1:])
-
-
-def test_an_outcome_is_not_skipped_unless_said():
-    assert not Outcome(loss=1.0, grad_norm=1.0).skipped
