@@ -1,9 +1,11 @@
 """However the update is spread and overlapped, it is the same update."""
 
 import math
+import shutil
 
 import pytest
 import torch
+from engine_runs import TRAINING, Run
 from engine_worlds import GPT, LLAMA, in_threads, whole
 
 from hpcdl.engine.learner import Learner
@@ -303,3 +305,33 @@ def test_a_parameter_without_a_gradient_is_reduced_as_zero():
     assert first == second
     assert first[0] == 2 * 16 * 256
     assert not any(first[1:])
+
+
+# Real processes
+
+
+def test_processes_with_zero_and_fp16_go_on_to_the_bit(tmp_path):
+    """Shares of masters, moments and the loss scale go through a checkpoint."""
+    changes = {
+        "training": TRAINING | {"precision": "fp16", "steps": 4},
+        "checkpoint": {"every": 2, "keep": 2},
+    }
+    run = Run(tmp_path, Decomposition(data=2, microbatch=2, zero=1), **changes).complete()
+    undisturbed = run.losses()
+    shutil.rmtree(run.folder.checkpoints / "4")
+    again = run.complete(attempt=2).losses()
+    assert undisturbed[-1] < undisturbed[0] - 0.5
+    assert again == [*undisturbed, *undisturbed[2:]]
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_mpi_processes_share_an_update(tmp_path, precision):
+    """The new weights travel in the type they have, which MPI may not know."""
+    changes = {"communication": {"transport": "mpi"}, "training": TRAINING | {"precision": precision}}
+    zero = Run(tmp_path / "zero", Decomposition(data=2, z=2, microbatch=2, zero=1), **changes)
+    plain = Run(tmp_path / "plain", Decomposition(data=2, z=2, microbatch=2), **changes)
+    for run in (zero, plain):
+        assert run.start_mpi().wait(timeout=120) == 0, run.log(0)
+    assert zero.losses(3) == pytest.approx(plain.losses(3), rel=1e-5 if precision == "fp32" else 2e-2)
