@@ -1,89 +1,103 @@
 """Summing gradients over the ranks that read different sequences, while backward still runs.
 
-Gradients live in flat fp32 buffers, a bucket each (see ``buckets``). How many gradients each parameter gets
-in a batch is known, so a bucket is complete when the last has come; then, if all buckets before it are on
-their way, its all-reduce starts. So every rank starts the same reductions in the same order. The loss is
-already divided by the tokens of the whole batch, so a sum is the mean.
+How many gradients each parameter gets in a batch is known, so a chunk (see ``optim.flat``) is complete when
+the last of its parameters has them all; then, if all chunks before it are on their way, its reduction starts.
+So every rank starts the same reductions in the same order. The loss is already divided by the tokens of the
+whole batch, so a sum is the mean.
 
-A weight that is cut over z arrives here reduced over z (Algorithm 1) and is summed over data; what
-every z rank holds whole is summed over data × z. A tied embedding that two stages hold is summed
-over the two at the end.
+A weight that is cut over z arrives here reduced over z (Algorithm 1) and is summed over data; what every z
+rank holds whole is summed over data × z. A tied embedding that two stages hold is then summed over the two.
+With ZeRO-1 the sum is scattered: a rank gets the share that it updates, and what it made of it is gathered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 
-from hpcdl.engine.buckets import Bucket, Piece, layout
-from hpcdl.engine.groups import Groups, Peers
-from hpcdl.engine.optim.adamw import Slot
-from hpcdl.engine.tensor.parameters import Deposit, Held
-from hpcdl.engine.topology import Topology
+from hpcdl.engine.groups import Peers
+from hpcdl.engine.optim.flat import Chunk, Flat, Slot
 from hpcdl.engine.transport.base import Handle
 
-_BYTES = 4  # of an fp32 gradient
 
+class _Home:
+    """One chunk, and how many gradients it still waits for."""
 
-class _Buffer:
-    """One bucket with its memory."""
-
-    def __init__(self, bucket: Bucket, device: torch.device) -> None:
-        self.bucket = bucket
-        self.values = torch.zeros(bucket.elements, dtype=torch.float32, device=device)
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
         self.missing = 0
+        self.handle: Handle | None = None
 
-    def view(self, held: Held) -> torch.Tensor:
-        start = self.bucket.offsets[held.name]
-        return self.values[start : start + held.parameter.numel()].view(held.parameter.shape)
+    def reduce(self) -> None:
+        chunk = self.chunk
+        self.handle = (
+            chunk.peers.reduce_scatter(chunk.own_gradient, chunk.gradient)
+            if chunk.sharded
+            else chunk.peers.all_reduce(chunk.gradient)
+        )
+
+
+class _Arrivals:
+    """The gradients of one parameter in one batch."""
+
+    def __init__(self, slot: Slot, homes: list[_Home]) -> None:
+        self.slot = slot
+        self.homes = homes
+        self._come = 0
+
+    def expect(self, times: int) -> None:
+        self._come = 0
+        for home in self.homes:
+            home.missing += times
+        if not times:
+            self.slot.gradient.zero_()
+
+    def add(self, gradient: torch.Tensor) -> None:
+        # The first is copied, so nobody has to write zeros first.
+        into = self.slot.gradient
+        (into.add_ if self._come else into.copy_)(gradient)
+        self._come += 1
+        for home in self.homes:
+            home.missing -= 1
+
+    def close(self) -> None:
+        """No more will come."""
+        if not self._come:
+            self.slot.gradient.zero_()
 
 
 class Gradients:
-    """The gradients of one rank.
+    """The gradients of one rank on their way.
 
     Args:
-        held: its parameters, in the order of execution.
-        topology: where it sits.
-        groups: whom it sums with.
-        bucket_mib: size of a bucket, MiB.
+        flat: where they lie.
+        ends: the ranks that share a tied embedding.
+        early: whether reductions start while backward still runs.
     """
 
-    def __init__(self, held: Sequence[Held], topology: Topology, groups: Groups, bucket_mib: float) -> None:
-        self._peers: dict[str, Peers] = {"data": groups.data, "batch": groups.batch}
-        self._ends = groups.ends
-        pieces = [Piece(one.name, one.parameter.numel(), _group(one)) for one in held]
-        buckets = layout(pieces, int(bucket_mib * 1024**2) // _BYTES)
-        self._buffers = [_Buffer(bucket, held[0].parameter.device) for bucket in buckets]
-        self._home = {piece.name: home for home in self._buffers for piece in home.bucket.pieces}
-        self._handles: list[Handle] = []
+    def __init__(self, flat: Flat, ends: Peers, *, early: bool) -> None:
+        self._ends = ends
+        self._early = early
+        self._homes = [_Home(chunk) for chunk in flat.chunks]
+        self._arrivals = [
+            _Arrivals(slot, [home for home in self._homes if slot.name in home.chunk.names])
+            for slot in flat.slots
+        ]
         self._launched = 0
-        self.slots = [self._slot(one, topology) for one in held]
-        self._shared = [slot.gradient for slot, one in zip(self.slots, held, strict=True) if one.shared]
-        self._deposits = [one.deposit for one in held]
-        for one, slot in zip(held, self.slots, strict=True):
-            self._attach(one.deposit, slot)
+        self._gathers: list[Handle] = []
+        self.slots = flat.slots
+        for arrivals in self._arrivals:
+            self._attach(arrivals)
 
-    def _slot(self, held: Held, topology: Topology) -> Slot:
-        copies = self._ends.size if held.shared else 1
-        return Slot(
-            name=held.name,
-            parameter=held.parameter,
-            gradient=self._home[held.name].view(held),
-            replicas=held.sharding.replicas(topology) * copies,
-            decay=held.decay,
-            sharding=held.sharding,
-            writes=held.sharding.is_first_replica(topology) and (topology.is_first or not held.shared),
-        )
-
-    def _attach(self, deposit: Deposit, slot: Slot) -> None:
-        """Let every gradient of a parameter come into its bucket, and be counted."""
-        home = self._home[slot.name]
+    def _attach(self, arrivals: _Arrivals) -> None:
+        """Let every gradient of a parameter come into its buffer, and be counted."""
+        deposit = arrivals.slot.held.deposit
 
         def arrived(gradient: torch.Tensor) -> None:
-            slot.gradient.add_(gradient)
-            home.missing -= 1
-            self._launch()
+            arrivals.add(gradient)
+            if self._early:
+                self._launch()
 
         def accumulated(computed: torch.Tensor) -> None:
             assert computed.grad is not None  # noqa: S101 - for mypy
@@ -92,31 +106,46 @@ class Gradients:
 
         deposit.add = arrived
         if deposit.by_autograd:
-            slot.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
+            arrivals.slot.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
 
     def begin(self, microbatches: int) -> None:
         """Begin a batch of so many microbatches."""
-        for buffer in self._buffers:
-            buffer.values.zero_()
-            buffer.missing = 0
-        for deposit, slot in zip(self._deposits, self.slots, strict=True):
-            self._home[slot.name].missing += microbatches * deposit.times
+        for home in self._homes:
+            home.missing = 0
+        for arrivals in self._arrivals:
+            arrivals.expect(microbatches * arrivals.slot.held.deposit.times)
         self._launched = 0
 
     def _launch(self) -> None:
-        while self._launched < len(self._buffers) and not self._buffers[self._launched].missing:
-            buffer = self._buffers[self._launched]
-            self._handles.append(self._peers[buffer.bucket.group].all_reduce(buffer.values))
+        while self._launched < len(self._homes) and not self._homes[self._launched].missing:
+            self._homes[self._launched].reduce()
             self._launched += 1
 
-    def finish(self) -> None:
-        """Wait until all gradients are those of the whole batch."""
-        for handle in self._handles:
+    def finished(self) -> Iterator[Chunk]:
+        """Each chunk as soon as its own gradients are those of the whole batch.
+
+        What no gradient came for goes now, as zero, so that ranks never disagree about what is reduced.
+        Chunks that the two ends of the pipeline share come last, as one end has the gradients earlier.
+        """
+        for arrivals in self._arrivals:
+            arrivals.close()
+        for home in self._homes[self._launched :]:
+            home.reduce()
+        self._launched = len(self._homes)
+        for home in sorted(self._homes, key=lambda home: home.chunk.kind.shared):
+            assert home.handle is not None  # noqa: S101 - for mypy
+            home.handle.wait()
+            if home.chunk.kind.shared:
+                self._ends.all_reduce(home.chunk.own_gradient).wait()
+            yield home.chunk
+
+    def publish(self, chunk: Chunk) -> None:
+        """Begin to bring what this rank made of its share to the ranks it shares the chunk with."""
+        if chunk.sharded:
+            self._gathers.append(chunk.peers.all_gather(chunk.parameter, chunk.own_parameter.clone()))
+
+    def settle(self) -> None:
+        """Return when all that was published has come."""
+        for handle in self._gathers:
             handle.wait()
-        self._handles.clear()
-        for gradient in self._shared:
-            self._ends.all_reduce(gradient).wait()
-
-
-def _group(held: Held) -> str:
-    return "data" if held.sharding.flat else "batch"
+        self._gathers.clear()

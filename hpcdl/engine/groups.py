@@ -66,6 +66,20 @@ class Peers:
         shard = whole.new_empty(whole.numel() // self.size)
         return Coming(shard, self.transport.reduce_scatter(shard, whole, self.group))
 
+    def all_gather(self, whole: torch.Tensor, shard: torch.Tensor) -> Handle:
+        """Fill the flat ``whole`` with every rank's flat ``shard``; the two share no memory."""
+        if self.group is None:
+            whole.copy_(shard)
+            return Done()
+        return self.transport.all_gather(whole, shard, self.group)
+
+    def reduce_scatter(self, shard: torch.Tensor, whole: torch.Tensor) -> Handle:
+        """Sum the flat ``whole`` and keep this rank's part in ``shard``; the two share no memory."""
+        if self.group is None:
+            shard.copy_(whole)
+            return Done()
+        return self.transport.reduce_scatter(shard, whole, self.group)
+
     def agree(self, number: int, device: torch.device) -> int:
         """The ``number`` of the group's first rank, on all of them; blocks."""
         if self.group is None:

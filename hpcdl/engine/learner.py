@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 
-from hpcdl.engine.data_parallel import Gradients
 from hpcdl.engine.groups import Groups, make_groups
 from hpcdl.engine.models.build import build_stage
-from hpcdl.engine.optim import clip
-from hpcdl.engine.optim.adamw import AdamW
+from hpcdl.engine.optim.flat import Cut, Flat
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
 from hpcdl.engine.tensor.parameters import Numerics, Part
 from hpcdl.engine.timeline import Timeline
 from hpcdl.engine.topology import Topology
-from hpcdl.engine.transport.base import Reduction, Transport
-from hpcdl.errors import EngineError
+from hpcdl.engine.transport.base import Transport
+from hpcdl.engine.update import Outcome, Step, Update
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one step was like, the same on all ranks."""
-
-    loss: float  # mean over the tokens of the whole batch
-    grad_norm: float  # before clipping
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Learner:
@@ -51,11 +38,12 @@ class Learner:
         overlap = experiment.communication.overlap
         numerics = Numerics(_DTYPES[training.precision], device, training.seed, overlap)
         self.stage = build_stage(model, self.topology, self.groups, numerics)
-        self.gradients = Gradients(self.stage.held, self.topology, self.groups, training.chunk_mib)
-        self._optimizer = AdamW(self.gradients.slots, training.optimizer)
+        cut = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
+        self._flat = Flat(self.stage.held, self.topology, self.groups, cut)
+        self._update = Update(experiment, self._flat, self.topology, self.groups)
+        self.gradients = self._update.gradients
         self.timeline = Timeline()
         self._seat = Seat(transport, self.topology, self.groups.team, self.timeline)
-        self._clip = training.optimizer.clip
         self.device = device
 
     def step(
@@ -64,15 +52,12 @@ class Learner:
         """Train on this rank's share of one batch.
 
         Raises:
-            EngineError: the loss or the gradient is not a finite number; nothing is updated.
+            EngineError: the loss or the gradient is not a finite number; the weights are then lost.
         """
         batch = self._cut(inputs_BL, targets_BL, step)
         self.gradients.begin(batch.microbatches)
-        loss = Pass(self._seat, self.stage, batch).run()
-        self.gradients.finish()
-        outcome = self._agree(step, loss)
-        self._optimizer.step(learning_rate, clip.scale(outcome.grad_norm, self._clip))
-        return outcome
+        loss = Pass(self._seat, self.stage, batch).run() / self._update.loss_scale
+        return self._update.make(Step(step, learning_rate), loss)
 
     def evaluate(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> float:
         """Mean loss a token over a batch of which every shard has equally many rows; nothing is learned."""
@@ -88,40 +73,19 @@ class Learner:
             torch.split(rows_BL.to(self.device), decomposition.microbatch)
             for rows_BL in (inputs_BL, targets_BL)
         )
+        scale = 1.0 if step is None else self._update.loss_scale
         tokens = inputs_BL.numel() * decomposition.batch_shards
-        return Batch(inputs, targets, 1 / tokens, self.topology.batch_shard * len(inputs_BL), step)
-
-    def _agree(self, step: int, loss: torch.Tensor) -> Outcome:
-        """Loss and gradient norm of the whole world, in one all-reduce."""
-        spoken = loss.double() if self.topology.reports_loss else torch.zeros_like(loss).double()
-        mine = torch.stack([spoken, clip.squared_norm(self.gradients.slots).to(self.device)])
-        world = mine.clone()
-        self.groups.world.all_reduce(world).wait()
-        total, squared = world.tolist()
-        if not math.isfinite(total):
-            raise self._not_finite(step, f"the loss became {total}", mine[0])
-        if not math.isfinite(squared):
-            raise self._not_finite(step, f"the squared gradient norm became {squared}", mine[1])
-        return Outcome(total, math.sqrt(squared))
-
-    def _not_finite(self, step: int, what: str, mine: torch.Tensor) -> EngineError:
-        """Names the first rank whose own part is not finite; all ranks saw the sum and come here."""
-        ranks = self.groups.world.size
-        voice = torch.where(mine.isfinite(), 0.0, float(ranks - self.topology.rank)).reshape(1)
-        self.groups.world.all_reduce(voice, Reduction.MAX).wait()
-        return EngineError(
-            f"{what} in step {step}, on rank {ranks - int(voice.item())}",
-            "lower training.optimizer.lr, add warmup, or look at the data of that step",
-        )
+        first = self.topology.batch_shard * len(inputs_BL)
+        return Batch(inputs, targets, scale / tokens, first, step)
 
     def parts(self) -> list[Part]:
-        """What must be kept of the parameters this rank updates, as live tensors."""
-        return self._optimizer.parts(self.topology)
+        """What must be kept of the elements this rank updates, as live tensors."""
+        return list(self._flat.parts())
 
     def counters(self) -> dict[str, float]:
         """What else must be kept; the same on all ranks."""
-        return {"updates": self._optimizer.steps}
+        return self._update.counters()
 
     def restored(self, counters: dict[str, float]) -> None:
         """Go on: all parts were filled in."""
-        self._optimizer.restored(int(counters["updates"]))
+        self._update.restored(counters)

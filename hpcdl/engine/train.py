@@ -11,12 +11,13 @@ import torch
 from hpcdl.engine.census import census
 from hpcdl.engine.checkpoint.sharded import Checkpoints
 from hpcdl.engine.data.loader import Batches
-from hpcdl.engine.learner import Learner, Outcome
+from hpcdl.engine.learner import Learner
 from hpcdl.engine.metrics import Recorder
 from hpcdl.engine.opening import open_transport
 from hpcdl.engine.optim.schedule import learning_rate
 from hpcdl.engine.ranks import Place
 from hpcdl.engine.transport.base import Transport
+from hpcdl.engine.update import Outcome
 from hpcdl.errors import EngineError
 from hpcdl.run_folder import RunFolder
 from hpcdl.spec.decomposition import violations
@@ -153,7 +154,7 @@ class Training:
 
     def _save(self) -> None:
         progress = self._progress
-        tensors = {part.name: part.tensors for part in self._learner.parts()}
+        tensors = [part.tensors for part in self._learner.parts()]
         state = {"loss": progress.loss, "tensors": tensors, "counters": self._learner.counters()}
         self._checkpoints.save(progress.step, state, self._transport.barrier)
         self._recorder.event("checkpoint", step=progress.step)
@@ -163,8 +164,8 @@ class Training:
         found = self._checkpoints.newest(lambda step: world.agree(step, self._learner.device))
         if found is not None:
             step, state = found
-            for part in self._learner.parts():
+            for part, kept in zip(self._learner.parts(), state["tensors"], strict=True):
                 for name, tensor in part.tensors.items():
-                    tensor.copy_(state["tensors"][part.name][name])
+                    tensor.copy_(kept[name])
             self._learner.restored(state["counters"])
             self._progress = _Progress(step, state["loss"])

@@ -225,11 +225,6 @@ RULES: tuple[Rule, ...] = (
 
 ENGINE_RULES: tuple[Rule, ...] = (
     Rule(
-        "engine: zero",
-        lambda d, model, batch: d.zero == 0,
-        "zero {d.zero}: the bundled engine does not shard optimizer state yet, only 0",
-    ),
-    Rule(
         "engine: offload",
         lambda d, model, batch: d.offload == "none",
         "offload {d.offload}: the bundled engine does not keep optimizer state in CPU memory yet, only none",

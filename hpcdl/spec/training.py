@@ -63,11 +63,3 @@ class Training(Frozen):
     def chunk_mib(self) -> float:
         """Gradients reduced in one operation, MiB of fp32."""
         return self.bucket_mib * self.buckets_per_chunk
-
-    @model_validator(mode="after")
-    def _runnable(self) -> Training:
-        if self.precision == "fp16":
-            raise ValueError(
-                "precision fp16 needs loss scaling, which the bundled engine does not have yet; use bf16"
-            )
-        return self

@@ -7,12 +7,13 @@ from engine_worlds import GPT, LLAMA, in_threads
 from hpcdl.engine.data_parallel import Gradients
 from hpcdl.engine.groups import make_groups
 from hpcdl.engine.models.build import build_stage
+from hpcdl.engine.optim.flat import Cut, Flat
 from hpcdl.engine.tensor.parameters import Numerics
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.memory import MemoryTransport
 from hpcdl.spec.decomposition import Decomposition
 
-TINY_BUCKETS_MIB = 0.002
+TINY = Cut(bucket_mib=0.002, buckets_per_chunk=1, sharded=False)
 
 
 class Logged(MemoryTransport):
@@ -27,11 +28,17 @@ class Logged(MemoryTransport):
         return super().all_reduce(tensor, group, *reduction)
 
 
-def prepared(transport, decomposition, model=GPT, dtype=torch.float32):
+def prepared(transport, decomposition, model=GPT, dtype=torch.float32, *, early=True):
     topology = Topology(decomposition, transport.rank)
     groups = make_groups(transport, topology, tied=model.tied)
     stage = build_stage(model, topology, groups, Numerics(dtype, torch.device("cpu"), 0))
-    return stage, Gradients(stage.held, topology, groups, TINY_BUCKETS_MIB)
+    flat = Flat(stage.held, topology, groups, TINY)
+    return stage, Gradients(flat, groups.ends, early=early)
+
+
+def finish(gradients):
+    """How many chunks there were."""
+    return len(list(gradients.finished()))
 
 
 def tokens(seed):
@@ -54,7 +61,7 @@ def test_reductions_start_before_backward_ends_and_in_one_order():
             lambda _module, _inputs, output: mark(transport.log, output)
         )
         stage.chunks[0](tokens(3), tokens(4)).backward()
-        gradients.finish()
+        finish(gradients)
         return before, transport.log
 
     answers = in_threads(2, work, Logged)
@@ -95,7 +102,7 @@ def test_a_sum_over_data_is_made_once_a_batch():
         for _ in range(2):
             gradients.begin(microbatches=1)
             stage.chunks[0](tokens(transport.rank), tokens(5)).backward()
-            gradients.finish()
+            finish(gradients)
             seen.append([slot.gradient.clone() for slot in gradients.slots])
         return seen
 

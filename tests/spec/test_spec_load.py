@@ -60,7 +60,6 @@ def test_a_good_file_is_read_with_yaml_1_2_scalars():
         ("vocab: 256", "vocab: 100", "needs a vocab of at least 256, but model.vocab is 100"),
         ("  sequence: 32\n", "", "model.sequence is missing"),
         ("data: {source", "data: [source", "not valid YAML"),
-        ("steps: 5", "steps: 5\n  precision: fp16", "fp16 needs loss scaling"),
     ],
 )
 def test_an_error_says_where_what_and_the_way_out(old, new, words):

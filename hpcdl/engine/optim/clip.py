@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from hpcdl.engine.optim.adamw import Slot
+from hpcdl.engine.optim.flat import Weighed
 
 
-def squared_norm(slots: Sequence[Slot]) -> torch.Tensor:
-    """This rank's share of the squared gradient norm, a scalar in fp64.
+def squared_norm(weighed: Weighed) -> torch.Tensor:
+    """This rank's share of a squared gradient norm, a scalar in fp64.
 
     An element that several ranks hold is counted by each with weight 1/replicas, so the sum over
     the world counts every element once.
     """
-    norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots]))  # noqa: SLF001 - as torch's own clip
-    weights = torch.tensor([1.0 / slot.replicas for slot in slots], dtype=torch.float64, device=norms.device)
-    return (norms.double().square() * weights).sum()
+    if not weighed.gradients:
+        return weighed.weights.sum()
+    norms = torch.stack(torch._foreach_norm(weighed.gradients))  # noqa: SLF001 - as torch's own clip
+    return (norms.double().square() * weighed.weights).sum()
 
 
 def scale(norm: float, limit: float) -> float:

@@ -46,15 +46,11 @@ class Sharding:
 
     def replicas(self, topology: Topology) -> int:
         """How many ranks of one pipeline stage hold the same elements."""
-        return prod(topology.degree(axis) for axis in self._copying)
-
-    def is_first_replica(self, topology: Topology) -> bool:
-        """Whether this rank comes first among those."""
-        return not any(topology.index(axis) for axis in self._copying)
+        return prod(topology.degree(axis) for axis in self.copying)
 
     @property
-    def _copying(self) -> list[str]:
-        """The axes along which ranks hold the same elements."""
+    def copying(self) -> list[str]:
+        """The axes along which the ranks of a stage hold the same elements."""
         cutting = {*self.axes, "z"} if self.flat else set(self.axes)
         return [axis for axis in AXES if axis != "pipeline" and axis not in cutting]
 

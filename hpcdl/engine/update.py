@@ -1,0 +1,154 @@
+"""One update: gradients are summed, their norm is agreed on, and the weights change.
+
+Chunk by chunk, while later chunks are still being reduced, the norm is taken; the weights are updated, if
+nothing has to be known of all chunks first (no clipping, no loss scale); and with ZeRO-1 sent around.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hpcdl.engine.data_parallel import Gradients
+from hpcdl.engine.groups import Groups
+from hpcdl.engine.optim import clip
+from hpcdl.engine.optim.adamw import AdamW
+from hpcdl.engine.optim.flat import Chunk, Flat
+from hpcdl.engine.optim.scaler import Scaler
+from hpcdl.engine.topology import Topology
+from hpcdl.engine.transport.base import Reduction
+from hpcdl.errors import EngineError
+from hpcdl.spec.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step was like, the same on all ranks."""
+
+    loss: float  # mean over the tokens of the whole batch
+    grad_norm: float  # before clipping; infinite where the step was skipped
+    skipped: bool = False  # fp16 gradients overflowed, so nothing was updated
+
+
+@dataclass(frozen=True)
+class Step:
+    """Which step it is and how far it goes."""
+
+    number: int
+    learning_rate: float
+
+
+class Update:
+    """How this rank's weights change.
+
+    Args:
+        experiment: the optimizer, and what may overlap.
+        flat: the weights.
+        topology: where this rank sits.
+        groups: the ranks it agrees with.
+    """
+
+    def __init__(self, experiment: Experiment, flat: Flat, topology: Topology, groups: Groups) -> None:
+        training, overlap = experiment.training, experiment.communication.overlap
+        self.gradients = Gradients(flat, groups.ends, early=overlap.gradient_reduction)
+        self._flat = flat
+        self._topology = topology
+        self._world = groups.world
+        self._adamw = AdamW(training.optimizer)
+        self._clip = training.optimizer.clip
+        self._scaler = Scaler(training.loss_scale) if training.precision == "fp16" else None
+        self._overlap = overlap.optimizer
+        self._at_once = overlap.optimizer and not self._clip and self._scaler is None
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied with, so that fp16 gradients do not vanish."""
+        return self._scaler.factor if self._scaler else 1.0
+
+    def make(self, step: Step, loss: torch.Tensor) -> Outcome:
+        """Update all weights, once every gradient of this rank has come.
+
+        Args:
+            step: which one.
+            loss: what this rank adds to the mean loss of the batch.
+
+        Raises:
+            EngineError: the loss or the gradient is not a finite number. Where weights are updated at once,
+                some have changed.
+        """
+        outcome = self._agree(step.number, loss, self._reduced(step))
+        if outcome.skipped:
+            assert self._scaler is not None  # noqa: S101 - for mypy
+            self._scaler.overflow(step.number)
+            return outcome
+        if not self._at_once:
+            self._change_all(step, self.loss_scale / clip.scale(outcome.grad_norm, self._clip))
+        if self._scaler:
+            self._scaler.clean()
+        return outcome
+
+    def _reduced(self, step: Step) -> torch.Tensor:
+        """This rank's share of the squared norm of the summed gradients, taken as they come."""
+        squared = torch.zeros((), dtype=torch.float64, device=self._flat.device)
+        chunks = self.gradients.finished()
+        for chunk in chunks if self._overlap else list(chunks):
+            squared += clip.squared_norm(chunk.weighed)
+            if self._at_once:
+                self._change(chunk, step.learning_rate, None)
+        self.gradients.settle()
+        return squared
+
+    def _change_all(self, step: Step, divisor: float) -> None:
+        divide = None if divisor == 1.0 else torch.tensor(divisor, device=self._flat.device)
+        for chunk in self._flat.chunks:
+            self._change(chunk, step.learning_rate, divide)
+        self.gradients.settle()
+
+    def _change(self, chunk: Chunk, learning_rate: float, divisor: torch.Tensor | None) -> None:
+        for bucket in chunk.buckets:
+            self._adamw.update(bucket, learning_rate, divisor)
+        self.gradients.publish(chunk)
+
+    def _agree(self, step: int, loss: torch.Tensor, squared: torch.Tensor) -> Outcome:
+        """Loss and gradient norm of the whole world, in one all-reduce."""
+        spoken = loss.double() if self._topology.reports_loss else torch.zeros_like(loss).double()
+        mine = torch.stack([spoken, squared])
+        world = mine.clone()
+        self._world.all_reduce(world).wait()
+        total, whole = world.tolist()
+        if not math.isfinite(total):
+            raise self._not_finite(step, f"the loss became {total}", mine[0])
+        if math.isfinite(whole):
+            return Outcome(total, math.sqrt(whole) / self.loss_scale)
+        if self._scaler is None:
+            raise self._not_finite(step, f"the squared gradient norm became {whole}", mine[1])
+        return Outcome(total, math.inf, skipped=True)
+
+    def _not_finite(self, step: int, what: str, mine: torch.Tensor) -> EngineError:
+        """Names the first rank whose own part is not finite; all ranks saw the sum and come here."""
+        ranks = self._world.size
+        voice = torch.where(mine.isfinite(), 0.0, float(ranks - self._topology.rank)).reshape(1)
+        self._world.all_reduce(voice, Reduction.MAX).wait()
+        return EngineError(
+            f"{what} in step {step}, on rank {ranks - int(voice.item())}",
+            "lower training.optimizer.lr, add warmup, or look at the data of that step",
+        )
+
+    def counters(self) -> dict[str, float]:
+        """What must be kept beside the parts of the flat memory; the same on all ranks."""
+        updates = float(self._flat.chunks[0].buckets[0].updates.item())
+        return {"updates": updates} | (self._scaler.counters() if self._scaler else {})
+
+    @torch.no_grad()
+    def restored(self, counters: dict[str, float]) -> None:
+        """Go on: masters and moments were filled in, so make the parameters of them."""
+        if self._scaler:
+            self._scaler.restore(counters)
+        for chunk in self._flat.chunks:
+            for bucket in chunk.buckets:
+                bucket.updates.fill_(counters["updates"])
+                bucket.round()
+            self.gradients.publish(chunk)
+        self.gradients.settle()
