@@ -14,6 +14,7 @@ from hpcdl.engine.optim import clip
 from hpcdl.engine.optim.adamw import AdamW
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
 from hpcdl.engine.tensor.parameters import Numerics, Part
+from hpcdl.engine.timeline import OPTIMIZER, PHASE, Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Reduction, Transport
 from hpcdl.errors import EngineError
@@ -39,10 +40,16 @@ class Learner:
         decomposition: how it is spread.
         transport: the way to the other ranks, all of which build theirs at the same time.
         device: where this rank computes.
+        timeline: of this rank; one that nobody reads if not given.
     """
 
     def __init__(
-        self, experiment: Experiment, decomposition: Decomposition, transport: Transport, device: torch.device
+        self,
+        experiment: Experiment,
+        decomposition: Decomposition,
+        transport: Transport,
+        device: torch.device,
+        timeline: Timeline | None = None,
     ) -> None:
         training, model = experiment.training, experiment.model
         self.topology = Topology(decomposition, transport.rank)
@@ -51,7 +58,8 @@ class Learner:
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         self.gradients = Gradients(self.stage.held, self.topology, self.groups, training.chunk_mib)
         self._optimizer = AdamW(self.gradients.slots, training.optimizer)
-        self._seat = Seat(transport, self.topology, self.groups.team)
+        self._timeline = timeline or Timeline()
+        self._seat = Seat(transport, self.topology, self.groups.team, self._timeline)
         self._clip = training.optimizer.clip
         self._loss_scale = 1 / (training.global_batch * model.sequence)
         self.device = device
@@ -66,10 +74,13 @@ class Learner:
         """
         batch = self._cut(inputs_BL, targets_BL)
         self.gradients.begin(batch.microbatches)
-        loss = Pass(self._seat, self.stage, batch).run()
-        self.gradients.finish()
-        outcome = self._agree(step, loss)
-        self._optimizer.step(learning_rate, clip.scale(outcome.grad_norm, self._clip))
+        with self._timeline.span(PHASE, "pipeline"):
+            loss = Pass(self._seat, self.stage, batch).run()
+        with self._timeline.span(PHASE, "reduction"):
+            self.gradients.finish()
+            outcome = self._agree(step, loss)
+        with self._timeline.span(OPTIMIZER, "optimizer"):
+            self._optimizer.step(learning_rate, clip.scale(outcome.grad_norm, self._clip))
         return outcome
 
     def _cut(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> Batch:

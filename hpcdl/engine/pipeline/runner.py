@@ -13,17 +13,19 @@ rank of the team makes it for all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from hpcdl.engine.groups import Peers
 from hpcdl.engine.models.build import StageModel
+from hpcdl.engine.timeline import COMPUTE, IDLE, Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Handle, Transport
 from hpcdl.stage import Action, Kind, Message, Operation, Stage
 
 _KINDS = (Kind.ACTIVATION, Kind.GRADIENT)
+_COMPUTED = (Operation.FORWARD, Operation.BACKWARD)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Seat:
     transport: Transport
     topology: Topology
     team: Peers
+    timeline: Timeline = field(default_factory=Timeline)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,12 @@ class Pass:
 
     def _execute(self, actions: list[Action]) -> None:
         for action in actions:
-            self._do[action.operation](action.microbatch)
+            if action.operation in _COMPUTED:
+                name = action.operation.value
+                with self._seat.timeline.span(COMPUTE, name, microbatch=action.microbatch):
+                    self._do[action.operation](action.microbatch)
+            else:
+                self._do[action.operation](action.microbatch)
 
     def _peer(self, kind: Kind) -> int:
         """Who sends messages of ``kind`` here."""
@@ -125,9 +133,10 @@ class Pass:
         self._posted[kind] = _Posted(handle, buffer, microbatch)
 
     def _next_message(self) -> Message:
-        kind = self._choose()
-        posted = self._posted.pop(kind)
-        posted.handle.wait()
+        with self._seat.timeline.span(IDLE, "idle"):
+            kind = self._choose()
+            posted = self._posted.pop(kind)
+            posted.handle.wait()
         self._post(kind, posted.microbatch + 1)
         self._arrived[kind, posted.microbatch] = posted.buffer
         return Message(kind, posted.microbatch)

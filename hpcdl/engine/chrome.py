@@ -1,0 +1,135 @@
+"""Spans of ranks as one trace in the Trace Event Format, which Perfetto and chrome://tracing open.
+
+Each rank is a process of the trace, each kind of work a thread of it, called lane here. Spans that overlap
+although they are of one kind, such as two reductions under way, get a lane each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpcdl.engine.timeline import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    BROADCAST,
+    COMPUTE,
+    OPTIMIZER,
+    P2P,
+    PHASE,
+    REDUCE_SCATTER,
+    Span,
+    outside_idle,
+)
+from hpcdl.units import format_bytes
+
+_IN_FLIGHT = (P2P, ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, BROADCAST)
+LANES = ("phases", "compute", "waiting", *_IN_FLIGHT)
+"""The kinds of work of one rank, from top to bottom."""
+
+# Names that chrome://tracing has colours for; Perfetto colours by name.
+_COLOURS = {
+    "forward": "thread_state_running",
+    "backward": "thread_state_runnable",
+    "weight": "thread_state_iowait",
+    OPTIMIZER: "rail_animation",
+    "idle": "grey",
+}
+
+
+@dataclass(frozen=True)
+class RankTrace:
+    """What one rank did; all ranks left one barrier at ``zero`` of their own host's clock."""
+
+    rank: int
+    host: str
+    title: str  # e.g. rank 3 · data 1 · stage 0
+    order: int  # where it stands among the ranks, from the top
+    zero: float
+    spans: list[Span]
+    flights: list[Span]
+
+
+def merged(traces: Sequence[RankTrace]) -> dict[str, Any]:
+    """One trace of all ranks, in microseconds since the barrier.
+
+    Ranks of one host share a clock, so they share its zero: that of the rank that left the barrier first.
+    """
+    zeros: dict[str, float] = defaultdict(lambda: float("inf"))
+    for trace in traces:
+        zeros[trace.host] = min(zeros[trace.host], trace.zero)
+    events = [event for trace in traces for event in _rank_events(trace, zeros[trace.host])]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _rank_events(trace: RankTrace, zero: float) -> Iterator[dict[str, Any]]:
+    yield _about(trace.rank, 0, "process_name", name=trace.title)
+    yield _about(trace.rank, 0, "process_sort_index", sort_index=trace.order)
+    for thread, (lane, spans) in enumerate(_lanes(trace)):
+        yield _about(trace.rank, thread, "thread_name", name=lane)
+        yield _about(trace.rank, thread, "thread_sort_index", sort_index=thread)
+        for span in spans:
+            yield _complete(trace.rank, thread, span, zero)
+
+
+def _about(rank: int, thread: int, what: str, **values: Any) -> dict[str, Any]:
+    return {"ph": "M", "pid": rank, "tid": thread, "name": what, "args": values}
+
+
+def _complete(rank: int, thread: int, span: Span, zero: float) -> dict[str, Any]:
+    event = {
+        "ph": "X",
+        "pid": rank,
+        "tid": thread,
+        "name": _title(span.name, span.facts),
+        "cat": span.category,
+        "ts": round((span.start - zero) * 1e6, 3),
+        "dur": round(span.seconds * 1e6, 3),
+        "args": dict(span.facts),
+    }
+    colour = _COLOURS.get(span.name) or _COLOURS.get(span.category)
+    return event | ({"cname": colour} if colour else {})
+
+
+def _title(name: str, facts: Mapping[str, int]) -> str:
+    words = [name]
+    if "peer" in facts:
+        words.append(f"{'to' if name == 'send' else 'from'} {facts['peer']}")
+    if "ranks" in facts:
+        words.append(f"over {facts['ranks']}")
+    if "microbatch" in facts:
+        words.append(str(facts["microbatch"]))
+    size = f", {format_bytes(facts['bytes'])}" if "bytes" in facts else ""
+    return " ".join(words) + size
+
+
+def _lanes(trace: RankTrace) -> Iterator[tuple[str, list[Span]]]:
+    """The lanes of one rank from top to bottom, each with its spans in order of time."""
+    by_lane: dict[str, list[Span]] = defaultdict(list)
+    for span, _ in outside_idle(trace.spans):
+        by_lane[_lane(span.category)].append(span)
+    for flight in trace.flights:
+        by_lane[flight.category].append(flight)
+    for name in LANES:
+        for number, row in enumerate(_rows(by_lane[name]), start=1):
+            yield (name if number == 1 else f"{name} {number}"), row
+
+
+def _lane(category: str) -> str:
+    if category == PHASE:
+        return "phases"
+    return "compute" if category in (COMPUTE, OPTIMIZER) else "waiting"
+
+
+def _rows(spans: Iterable[Span]) -> list[list[Span]]:
+    """As few rows as hold ``spans`` without overlap."""
+    rows: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: span.start):
+        free = next((row for row in rows if row[-1].end <= span.start), None)
+        if free is None:
+            rows.append([span])
+        else:
+            free.append(span)
+    return rows
