@@ -1,14 +1,15 @@
 """Spans of ranks as one trace in the Trace Event Format, which Perfetto and chrome://tracing open.
 
 Each rank is a process of the trace, each kind of work a thread of it, called lane here. Spans that overlap
-although they are of one kind, such as two reductions under way, get a lane each.
+although they are of one kind, such as two reductions under way, get a lane each. An arrow leads from each
+message sent to where it was received.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hpcdl.engine.timeline import (
@@ -71,7 +72,10 @@ def _rank_events(trace: RankTrace, zero: float) -> Iterator[dict[str, Any]]:
         yield _about(trace.rank, thread, "thread_name", name=lane)
         yield _about(trace.rank, thread, "thread_sort_index", sort_index=thread)
         for span in spans:
-            yield _complete(trace.rank, thread, span, zero)
+            event = _complete(trace.rank, thread, span, zero)
+            yield event
+            if lane.startswith(P2P):
+                yield _arrow(event, span)
 
 
 def _about(rank: int, thread: int, what: str, **values: Any) -> dict[str, Any]:
@@ -93,6 +97,24 @@ def _complete(rank: int, thread: int, span: Span, zero: float) -> dict[str, Any]
     return event | ({"cname": colour} if colour else {})
 
 
+def _arrow(message: Mapping[str, Any], span: Span) -> dict[str, Any]:
+    """The end of an arrow that lies on this rank: at the start of a send, or where a receive was over."""
+    rank, peer = message["pid"], span.facts["peer"]
+    sends = span.name == "send"
+    source, target = (rank, peer) if sends else (peer, rank)
+    return {
+        "ph": "s" if sends else "f",
+        "bp": "e",
+        "id": f"{source}-{target}-{span.facts['tag']}-{span.facts['count']}",
+        "name": "message",
+        "cat": P2P,
+        "pid": rank,
+        "tid": message["tid"],
+        # An arrow binds to the span around it, and the end of a span is no longer inside.
+        "ts": message["ts"] if sends else max(message["ts"], message["ts"] + message["dur"] - 1),
+    }
+
+
 def _title(name: str, facts: Mapping[str, int]) -> str:
     words = [name]
     if "peer" in facts:
@@ -110,11 +132,23 @@ def _lanes(trace: RankTrace) -> Iterator[tuple[str, list[Span]]]:
     by_lane: dict[str, list[Span]] = defaultdict(list)
     for span, _ in outside_idle(trace.spans):
         by_lane[_lane(span.category)].append(span)
-    for flight in trace.flights:
+    for flight in _numbered(trace.flights):
         by_lane[flight.category].append(flight)
     for name in LANES:
         for number, row in enumerate(_rows(by_lane[name]), start=1):
             yield (name if number == 1 else f"{name} {number}"), row
+
+
+def _numbered(flights: Iterable[Span]) -> Iterator[Span]:
+    """``flights`` in order; a message says how many of its tag went before it, which both ends count alike."""
+    seen: Counter[tuple[str, int, int]] = Counter()
+    for flight in sorted(flights, key=lambda flight: flight.start):
+        if flight.category == P2P:
+            key = (flight.name, flight.facts["peer"], flight.facts["tag"])
+            yield replace(flight, facts={**flight.facts, "count": seen[key]})
+            seen[key] += 1
+        else:
+            yield flight
 
 
 def _lane(category: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -59,10 +59,10 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def _shares(records: Sequence[StepRecord]) -> dict[str, float]:
-    totals: Counter[str] = Counter()
+    totals: dict[str, float] = defaultdict(float)
     for record in records:
         for category, seconds in record.seconds.items():
-            totals[category if category in _ALONE else "communication"] += seconds  # type: ignore[assignment]
+            totals[category if category in _ALONE else "communication"] += seconds
     whole = sum(totals.values())
     return {category: seconds / whole for category, seconds in totals.items()}
 
