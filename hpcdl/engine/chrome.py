@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from hpcdl.engine.timeline import (
@@ -42,27 +43,39 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class RankTrace:
-    """What one rank did; all ranks left one barrier at ``zero`` of their own host's clock."""
+    """What one rank did, by the clock of its host; all ranks left the same barriers at ``barriers``."""
 
     rank: int
     host: str
     title: str  # e.g. rank 3 · data 1 · stage 0
     order: int  # where it stands among the ranks, from the top
-    zero: float
+    barriers: list[float]
     spans: list[Span]
     flights: list[Span]
 
 
 def merged(traces: Sequence[RankTrace]) -> dict[str, Any]:
-    """One trace of all ranks, in microseconds since the barrier.
-
-    Ranks of one host share a clock, so they share its zero: that of the rank that left the barrier first.
-    """
-    zeros: dict[str, float] = defaultdict(lambda: float("inf"))
-    for trace in traces:
-        zeros[trace.host] = min(zeros[trace.host], trace.zero)
+    """One trace of all ranks, in microseconds since they left the last barrier."""
+    zeros = host_zeros(traces)
     events = [event for trace in traces for event in _rank_events(trace, zeros[trace.host])]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def host_zeros(traces: Sequence[RankTrace]) -> dict[str, float]:
+    """What the clock of each host said at the moment that the trace counts from.
+
+    Ranks of one host share a clock. Of each barrier a host knows when the first of its ranks left it; by how
+    much two hosts differ is the median over the barriers, which forgives one that somebody left late.
+    """
+    hosts: dict[str, list[list[float]]] = defaultdict(list)
+    for trace in traces:
+        hosts[trace.host].append(trace.barriers)
+    left = {host: [min(times) for times in zip(*ranks, strict=True)] for host, ranks in hosts.items()}
+    first = left[traces[0].host]
+    return {
+        host: first[-1] + median(there - here for there, here in zip(times, first, strict=True))
+        for host, times in left.items()
+    }
 
 
 def _rank_events(trace: RankTrace, zero: float) -> Iterator[dict[str, Any]]:
@@ -140,7 +153,7 @@ def _lanes(trace: RankTrace) -> Iterator[tuple[str, list[Span]]]:
 
 
 def _numbered(flights: Iterable[Span]) -> Iterator[Span]:
-    """``flights`` in order; a message says how many of its tag went before it, which both ends count alike."""
+    """``flights`` in order; a message says how many of its tag went before it: both ends count alike."""
     seen: Counter[tuple[str, int, int]] = Counter()
     for flight in sorted(flights, key=lambda flight: flight.start):
         if flight.category == P2P:

@@ -1,7 +1,7 @@
 """Recording chosen steps of all ranks, and putting them together.
 
-A rank's clock is its host's, so before the first traced step all ranks leave one barrier and note when. Ranks
-of one host need no more; between hosts that is as good as a barrier is short.
+A rank's clock is its host's, so before the first traced step all ranks leave a few barriers and note when.
+Ranks of one host need none; between hosts that is as good as all leave a barrier at the same time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from hpcdl.spec.decomposition import AXES, Decomposition
 from hpcdl.spec.experiment import ResolvedRun
 from hpcdl.telemetry import write_whole
 
+_BARRIERS = 5
+
 
 class Tracer:
     """The traced steps of one rank.
@@ -37,16 +39,17 @@ class Tracer:
         self._decomposition = run.decomposition
         self._folder = folder
         self._transport = transport
-        self._started: tuple[int, float] | None = None
+        self._started: int | None = None
+        self._barriers: list[float] = []
         self._taken: list[Taken] = []
 
     def begin(self, step: int) -> None:
         """Called by all ranks before ``step``; what happened since the step before is let go."""
         timeline = self._transport.timeline
         if step in self._steps and self._started is None:
-            self._transport.barrier()
-            self._started = step, timeline.now()
-        if self._started is None:
+            self._barriers = [self._left_barrier() for _ in range(_BARRIERS)]
+            self._started = step
+        if self._started in (None, step):
             timeline.take()
 
     def keep(self, taken: Taken) -> None:
@@ -60,18 +63,22 @@ class Tracer:
             return
         self.keep(self._transport.timeline.take())
         if step == self._steps[-1]:
-            self._write(*self._started)
+            self._write(self._started)
             self._started = None
             self._taken.clear()
 
-    def _write(self, first: int, zero: float) -> None:
+    def _left_barrier(self) -> float:
+        self._transport.barrier()
+        return self._transport.timeline.now()
+
+    def _write(self, first: int) -> None:
         rank = self._transport.rank
         trace = RankTrace(
             rank=rank,
             host=host_name(os.environ),
             title=title(self._decomposition, rank),
             order=order(self._decomposition, rank),
-            zero=zero,
+            barriers=self._barriers,
             spans=[span for taken in self._taken for span in taken.spans],
             flights=[flight for taken in self._taken for flight in taken.flights],
         )
