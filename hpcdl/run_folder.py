@@ -68,6 +68,24 @@ class RunFolder:
         """The step records of one rank. Written by that rank."""
         return self.metrics / f"rank-{rank:05d}.jsonl"
 
+    @property
+    def traces(self) -> Path:
+        """What chosen steps spent their time on. Written by the engine."""
+        return self.path / "traces"
+
+    def rank_trace(self, rank: int) -> Path:
+        """The newest traced steps of one rank. Written by that rank, atomically."""
+        return self.traces / f"rank-{rank:05d}.json"
+
+    def trace(self, first: int, last: int) -> Path:
+        """The same of all ranks, in the Trace Event Format. Written by rank 0, atomically."""
+        return self.traces / f"steps-{first}-{last}.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files. Written by rank 0."""
+        return self.path / "tensorboard"
+
     def exits(self, attempt: int) -> Path:
         """How the ranks of one attempt ended."""
         return self.path / "exits" / f"attempt-{attempt}"

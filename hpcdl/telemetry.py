@@ -28,6 +28,11 @@ class StepRecord:
     grad_norm: float = 0.0  # before clipping, over all ranks
     learning_rate: float = 0.0
     time: float = 0.0  # Unix time at the end of the step
+    flops_per_second: float | None = None  # model FLOP/s of this rank; recomputation is not counted
+    mfu: float | None = None  # that as a share of the device's peak; None where the peak is not known
+    hfu: float | None = None  # likewise with recomputation counted
+    memory_peak: int | None = None  # bytes since the process began: of CUDA tensors, or resident on a CPU
+    seconds: dict[str, float] = field(default_factory=dict)  # where step_seconds went on this rank
 
 
 @dataclass(frozen=True)

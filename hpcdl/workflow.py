@@ -144,7 +144,8 @@ def check_ready(study: Study) -> None:
 
 def resolve(study: Study, run: str) -> ResolvedRun:
     """The engine's input for a study."""
-    site, kind = study.site, study.site.node(study.experiment.resources.queue).device.kind
+    site, node = study.site, study.site.node(study.experiment.resources.queue)
+    kind = node.device.kind
     if kind == "tile":
         raise SiteError(
             f"site {site.name} has {kind} devices; the bundled engine runs on CUDA, ROCm and CPU only"
@@ -157,6 +158,7 @@ def resolve(study: Study, run: str) -> ResolvedRun:
         device="cpu" if kind == "cpu" else "cuda",
         device_per_rank=site.launch.gpu_visibility == "one_per_task",
         rendezvous=site.rendezvous,
+        peak_flops=node.nominal_flops(study.experiment.training.precision, study.layout.ranks_per_node),
         site=site.name,
         site_file=site.model_dump(mode="json", exclude_defaults=True),
         versions={"hpcdl": version("hpcdl"), "python": platform.python_version()},

@@ -72,6 +72,11 @@ def test_submit_trains_and_everything_told_of_it_is_true(hpcdl, spec, tmp_path):
     assert told["first_failure"] is None
     assert told["attempts"][0]["exit_code"] == 0
     assert told["last_loss"] == losses(folder)[-1]
+    assert 0 < told["mfu"] == told["hfu"] < 1
+    assert sum(told["spent"].values()) == pytest.approx(1)
+    screen = hpcdl("status", "last").stdout
+    assert f"MFU {told['mfu']:.1%}; time of rank 0: " in screen
+    assert f"compute {told['spent']['compute']:.0%}" in screen
 
     (row,) = json.loads(hpcdl("list", "--json").stdout)
     assert (row["run"], row["state"]) == (folder.path.name, "completed")

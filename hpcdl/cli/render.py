@@ -292,6 +292,8 @@ def status(folder: RunFolder, record: dict[str, Any]) -> None:
     if record["last_loss"] is not None:
         rate = format_count(record["tokens_per_second"])
         _out.print(f"loss {record['first_loss']:.4f} -> {record['last_loss']:.4f}, {rate} tokens/s")
+    if use := _use(record):
+        _out.print(use)
     for number, attempt in enumerate(record["attempts"], start=1):
         code = "" if attempt["exit_code"] is None else f", exit code {attempt['exit_code']}"
         _out.print(
@@ -304,6 +306,15 @@ def status(folder: RunFolder, record: dict[str, Any]) -> None:
         )
         _out.print(f"its log: {escape(first['log'])}")
     _out.print(f"run folder: {escape(str(folder.path))}")
+
+
+def _use(record: dict[str, Any]) -> str:
+    """How well rank 0 uses its device; empty where nothing is known."""
+    parts = [] if record["mfu"] is None else [f"MFU {record['mfu']:.1%}"]
+    shares = sorted(record["spent"].items(), key=lambda item: -item[1])
+    if shares:
+        parts.append("time of rank 0: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
+    return "; ".join(parts)
 
 
 def log_lines(lines: Iterable[Line]) -> None:

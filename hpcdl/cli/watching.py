@@ -92,6 +92,9 @@ def _status(folder: RunFolder) -> dict[str, Any]:
         ],
         "first_loss": done.first_loss,
         "tokens_per_second": done.tokens_per_second,
+        "mfu": done.mfu,
+        "hfu": done.hfu,
+        "spent": done.spent,
         "first_failure": _first_failure(folder, newest),
     }
 

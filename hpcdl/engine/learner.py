@@ -9,7 +9,7 @@ from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.optim.flat import Cut, Flat
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
 from hpcdl.engine.tensor.parameters import Numerics, Part
-from hpcdl.engine.timeline import Timeline
+from hpcdl.engine.timeline import PHASE, Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Transport
 from hpcdl.engine.update import Outcome, Step, Update
@@ -27,10 +27,16 @@ class Learner:
         decomposition: how it is spread.
         transport: the way to the other ranks, all of which build theirs at the same time.
         device: where this rank computes.
+        timeline: of this rank; one that nobody reads if not given.
     """
 
     def __init__(
-        self, experiment: Experiment, decomposition: Decomposition, transport: Transport, device: torch.device
+        self,
+        experiment: Experiment,
+        decomposition: Decomposition,
+        transport: Transport,
+        device: torch.device,
+        timeline: Timeline | None = None,
     ) -> None:
         training, model = experiment.training, experiment.model
         self.topology = Topology(decomposition, transport.rank)
@@ -39,11 +45,11 @@ class Learner:
         numerics = Numerics(_DTYPES[training.precision], device, training.seed, overlap)
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         cut = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
+        self._timeline = timeline or Timeline()
         self._flat = Flat(self.stage.held, self.topology, self.groups, cut)
-        self._update = Update(experiment, self._flat, self.topology, self.groups)
+        self._update = Update(experiment, self._flat, self.topology, self.groups, self._timeline)
         self.gradients = self._update.gradients
-        self.timeline = Timeline()
-        self._seat = Seat(transport, self.topology, self.groups.team, self.timeline)
+        self._seat = Seat(transport, self.topology, self.groups.team, self._timeline)
         self.device = device
 
     def step(
@@ -56,8 +62,10 @@ class Learner:
         """
         batch = self._cut(inputs_BL, targets_BL, step)
         self.gradients.begin(batch.microbatches)
-        loss = Pass(self._seat, self.stage, batch).run() / self._update.loss_scale
-        return self._update.make(Step(step, learning_rate), loss)
+        with self._timeline.span(PHASE, "pipeline"):
+            loss = Pass(self._seat, self.stage, batch).run() / self._update.loss_scale
+        with self._timeline.span(PHASE, "update"):
+            return self._update.make(Step(step, learning_rate), loss)
 
     def evaluate(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> float:
         """Mean loss a token over a batch of which every shard has equally many rows; nothing is learned."""

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
+import resource
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
+
+from hpcdl.engine.board import Board
 from hpcdl.engine.ranks import Place
+from hpcdl.engine.timeline import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    BROADCAST,
+    COMPUTE,
+    IDLE,
+    OPTIMIZER,
+    P2P,
+    REDUCE_SCATTER,
+)
 from hpcdl.run_folder import RunFolder
+from hpcdl.spec.experiment import ResolvedRun
 from hpcdl.telemetry import RunEvent, StepRecord, append
+
+_SPENT_ON = (COMPUTE, OPTIMIZER, ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, BROADCAST, P2P, IDLE)
+_KIB = 1024
 
 
 class Recorder:
-    """The records of one rank."""
+    """The records of one rank.
 
-    def __init__(self, folder: RunFolder, attempt: int, place: Place) -> None:
+    Args:
+        folder: of the run.
+        attempt: which one this is.
+        place: this rank.
+        board: also gets the step records, if given.
+    """
+
+    def __init__(self, folder: RunFolder, attempt: int, place: Place, board: Board | None = None) -> None:
         self._metrics = folder.rank_metrics(place.rank)
         self._events = folder.engine_events if place.rank == 0 else None
         self._attempt = attempt
+        self._board = board
         self._metrics.parent.mkdir(parents=True, exist_ok=True)
 
     def step(self, record: StepRecord) -> None:
         """Keep one step, and say it in a line of the log."""
         append(self._metrics, record)
+        if self._board is not None:
+            self._board.step(record)
         print(  # noqa: T201 - standard output is this rank's log
             f"{time.strftime('%H:%M:%S')} step {record.step} loss {record.loss:.4f} "
             f"grad norm {record.grad_norm:.3f} lr {record.learning_rate:.2e} "
@@ -33,3 +63,47 @@ class Recorder:
         """Keep one event of the run; ranks other than 0 leave that to rank 0."""
         if self._events is not None:
             append(self._events, RunEvent(kind, time.time(), self._attempt, detail))
+
+
+class Meter:
+    """How well one rank uses its device.
+
+    Args:
+        run: says what a step computes and what the device could.
+        device: where this rank computes.
+    """
+
+    def __init__(self, run: ResolvedRun, device: torch.device) -> None:
+        model, decomposition = run.experiment.model, run.decomposition
+        share = run.experiment.training.global_batch / decomposition.ranks  # sequences a step and rank
+        self._model_flops = share * model.train_flops
+        self._hardware_flops = share * (model.train_flops + model.recomputed_flops[decomposition.recompute])
+        self._peak = run.peak_flops
+        self._device = device
+
+    def complete(self, record: StepRecord, seconds: Mapping[str, float]) -> StepRecord:
+        """``record`` with rates, memory and where the time of its step went.
+
+        Args:
+            record: has the time of the step.
+            seconds: by category; what no category claims is ``other``.
+        """
+        rate, hardware_rate = (
+            flops / record.step_seconds for flops in (self._model_flops, self._hardware_flops)
+        )
+        spent = {category: seconds.get(category, 0.0) for category in _SPENT_ON}
+        return replace(
+            record,
+            flops_per_second=rate,
+            mfu=rate / self._peak if self._peak else None,
+            hfu=hardware_rate / self._peak if self._peak else None,
+            memory_peak=memory_peak(self._device),
+            seconds={**spent, "other": record.step_seconds - sum(spent.values())},
+        )
+
+
+def memory_peak(device: torch.device) -> int:
+    """Most bytes that tensors on ``device`` took so far, or, on a CPU, that the process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB  # getrusage(2): in KiB on Linux

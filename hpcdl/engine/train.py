@@ -8,15 +8,19 @@ from dataclasses import dataclass
 
 import torch
 
+from hpcdl.engine.board import Board, check_tensorboard
 from hpcdl.engine.census import census
 from hpcdl.engine.checkpoint.sharded import Checkpoints
+from hpcdl.engine.clock import clock_of
 from hpcdl.engine.data.loader import Batches
 from hpcdl.engine.learner import Learner
-from hpcdl.engine.metrics import Recorder
+from hpcdl.engine.metrics import Meter, Recorder
 from hpcdl.engine.opening import open_transport
 from hpcdl.engine.optim.schedule import learning_rate
 from hpcdl.engine.ranks import Place
-from hpcdl.engine.transport.base import Transport
+from hpcdl.engine.timeline import PHASE, Timeline, seconds_by_category
+from hpcdl.engine.trace import Tracer
+from hpcdl.engine.transport.observed import Observed
 from hpcdl.engine.update import Outcome
 from hpcdl.errors import EngineError
 from hpcdl.run_folder import RunFolder
@@ -29,8 +33,10 @@ def train(run: ResolvedRun, folder: RunFolder, attempt: int, place: Place) -> No
     """Train from the newest checkpoint, or from the start, to the last step."""
     refuse_impossible(run)
     device = claim_device(run, place)
-    transport = open_transport(run, place, device, folder.rendezvous(attempt))
-    recorder = Recorder(folder, attempt, place)
+    door = open_transport(run, place, device, folder.rendezvous(attempt))
+    transport = Observed(door, Timeline(clock_of(device)))
+    wanted = run.experiment.metrics.tensorboard and place.rank == 0
+    recorder = Recorder(folder, attempt, place, Board(folder.tensorboard) if wanted else None)
     Training(run, folder, transport, recorder, device).run(place)
     transport.barrier()
     transport.close()
@@ -49,6 +55,8 @@ def refuse_impossible(run: ResolvedRun) -> None:
             f"the decomposition {run.decomposition} cannot run: {'; '.join(broken.values())}",
             "submit the experiment again; hpcdl plan shows the decompositions that can",
         )
+    if experiment.metrics.tensorboard:
+        check_tensorboard()
 
 
 def claim_device(run: ResolvedRun, place: Place) -> torch.device:
@@ -83,7 +91,7 @@ class Training:
         self,
         run: ResolvedRun,
         folder: RunFolder,
-        transport: Transport,
+        transport: Observed,
         recorder: Recorder,
         device: torch.device,
     ) -> None:
@@ -93,7 +101,10 @@ class Training:
         self._recorder = recorder
         model = run.experiment.model
         self._batches = Batches(run.experiment.data, self._settings, model.sequence)
-        self._learner = Learner(run.experiment, run.decomposition, transport, device)
+        self._timeline = transport.timeline
+        self._learner = Learner(run.experiment, run.decomposition, transport, device, self._timeline)
+        self._meter = Meter(run, device)
+        self._tracer = Tracer(run, folder, transport)
         self._tokens = self._settings.global_batch * model.sequence
         self._checkpoints = Checkpoints(
             folder.checkpoints, run.decomposition, transport.rank, run.experiment.checkpoint.keep
@@ -106,33 +117,38 @@ class Training:
         self._announce(place)
         steps = self._settings.steps
         for step in range(self._progress.step + 1, steps + 1):
+            self._tracer.begin(step)
             self._step(step)
             every = self._experiment.checkpoint.every
             if every and (step % every == 0 or step == steps):
-                self._save()
+                with self._timeline.span(PHASE, "checkpoint"):
+                    self._save()
+            self._tracer.end(step)
         self._recorder.event("finished", step=self._progress.step, loss=self._progress.loss)
 
     def _step(self, step: int) -> None:
         start = time.perf_counter()
         topology = self._learner.topology
-        rows = self._batches.rows(step, topology.batch_shard, topology.decomposition.batch_shards)
+        with self._timeline.span(PHASE, "data"):
+            rows = self._batches.rows(step, topology.batch_shard, topology.decomposition.batch_shards)
         rate = learning_rate(self._settings.optimizer, step, self._settings.steps)
         outcome = self._learner.step(step, *rows, rate)
         self._progress = _Progress(step, outcome.loss)
-        self._record(outcome, rate, time.perf_counter() - start)
+        taken = self._timeline.take()
+        record = self._record(outcome, rate, time.perf_counter() - start)
+        self._recorder.step(self._meter.complete(record, seconds_by_category(taken.spans)))
+        self._tracer.keep(taken)
 
-    def _record(self, outcome: Outcome, rate: float, seconds: float) -> None:
-        self._recorder.step(
-            StepRecord(
-                step=self._progress.step,
-                loss=outcome.loss,
-                tokens=self._tokens,
-                step_seconds=seconds,
-                tokens_per_second=self._tokens / seconds,
-                grad_norm=outcome.grad_norm,
-                learning_rate=rate,
-                time=time.time(),
-            )
+    def _record(self, outcome: Outcome, rate: float, seconds: float) -> StepRecord:
+        return StepRecord(
+            step=self._progress.step,
+            loss=outcome.loss,
+            tokens=self._tokens,
+            step_seconds=seconds,
+            tokens_per_second=self._tokens / seconds,
+            grad_norm=outcome.grad_norm,
+            learning_rate=rate,
+            time=time.time(),
         )
 
     def _announce(self, place: Place) -> None:

@@ -17,6 +17,7 @@ from hpcdl.engine.optim import clip
 from hpcdl.engine.optim.adamw import AdamW
 from hpcdl.engine.optim.flat import Chunk, Flat
 from hpcdl.engine.optim.scaler import Scaler
+from hpcdl.engine.timeline import OPTIMIZER, Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Reduction
 from hpcdl.errors import EngineError
@@ -48,14 +49,18 @@ class Update:
         flat: the weights.
         topology: where this rank sits.
         groups: the ranks it agrees with.
+        timeline: of this rank.
     """
 
-    def __init__(self, experiment: Experiment, flat: Flat, topology: Topology, groups: Groups) -> None:
+    def __init__(
+        self, experiment: Experiment, flat: Flat, topology: Topology, groups: Groups, timeline: Timeline
+    ) -> None:
         training, overlap = experiment.training, experiment.communication.overlap
         self.gradients = Gradients(flat, groups.ends, early=overlap.gradient_reduction)
         self._flat = flat
         self._topology = topology
         self._world = groups.world
+        self._timeline = timeline
         self._adamw = AdamW(training.optimizer)
         self._clip = training.optimizer.clip
         self._scaler = Scaler(training.loss_scale) if training.precision == "fp16" else None
@@ -107,8 +112,9 @@ class Update:
         self.gradients.settle()
 
     def _change(self, chunk: Chunk, learning_rate: float, divisor: torch.Tensor | None) -> None:
-        for bucket in chunk.buckets:
-            self._adamw.update(bucket, learning_rate, divisor)
+        with self._timeline.span(OPTIMIZER, "optimizer"):
+            for bucket in chunk.buckets:
+                self._adamw.update(bucket, learning_rate, divisor)
         self.gradients.publish(chunk)
 
     def _agree(self, step: int, loss: torch.Tensor, squared: torch.Tensor) -> Outcome:

@@ -41,8 +41,9 @@ class Case:
     @property
     def nominal_flops(self) -> float:
         """Peak that a rank is entitled to; what MFU is measured against."""
-        peak = self.node.device.peak_tflops[self.training.precision] * TERA
-        return peak * self.node.devices / self.layout.ranks_per_node if self.on_cpu else peak
+        nominal = self.node.nominal_flops(self.training.precision, self.layout.ranks_per_node)
+        assert nominal is not None, "precision is checked before a case is made"  # noqa: S101 - for mypy
+        return nominal
 
     @property
     def peak_flops(self) -> float:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 from hpcdl.run_folder import RunFolder
 from hpcdl.telemetry import StepRecord, read
+
+# What step records name apart and a person reads together; everything else is communication.
+_ALONE = ("compute", "optimizer", "idle", "other")
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,9 @@ class Progress:
     tokens_per_second: float | None = None  # median of the steps after the first
     step_seconds: float | None = None  # likewise
     seconds: float = 0.0  # spent in steps
+    mfu: float | None = None  # median, as before
+    hfu: float | None = None  # likewise
+    spent: dict[str, float] = field(default_factory=dict)  # share of the time, by what it went to
 
 
 def steps(folder: RunFolder, rank: int = 0) -> list[StepRecord]:
@@ -40,7 +48,23 @@ def progress(records: list[StepRecord]) -> Progress:
         tokens_per_second=median(record.tokens_per_second for record in warm),
         step_seconds=median(record.step_seconds for record in warm),
         seconds=sum(record.step_seconds for record in records),
+        mfu=_median([record.mfu for record in warm if record.mfu is not None]),
+        hfu=_median([record.hfu for record in warm if record.hfu is not None]),
+        spent=_shares(warm),
     )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
+
+
+def _shares(records: Sequence[StepRecord]) -> dict[str, float]:
+    totals: dict[str, float] = defaultdict(float)
+    for record in records:
+        for category, seconds in record.seconds.items():
+            totals[category if category in _ALONE else "communication"] += seconds
+    whole = sum(totals.values())
+    return {category: seconds / whole for category, seconds in totals.items()}
 
 
 def planned_step_seconds(folder: RunFolder) -> float | None:

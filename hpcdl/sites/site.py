@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from hpcdl.spec.experiment import Rendezvous
 from hpcdl.spec.frozen import Frozen
 from hpcdl.spec.job import DirectiveWord, Walltime
-from hpcdl.units import parse_bytes, parse_walltime
+from hpcdl.units import TERA, parse_bytes, parse_walltime
 
 SchedulerKind = Literal["slurm", "pbs", "lsf", "flux", "local"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -80,6 +80,17 @@ class NodeType(Frozen):
     def usable_cores(self) -> int:
         """Cores a job may use."""
         return self.cores - len(self.reserved_cores)
+
+    def nominal_flops(self, precision: Precision, ranks_per_node: int) -> float | None:
+        """Peak that a rank is entitled to, FLOP/s; None where this file does not name it.
+
+        On a CPU the ranks of a node share its cores: a site file states figures of one slot, of which the
+        node has ``devices``.
+        """
+        peak = self.device.peak_tflops.get(precision)
+        if peak is None:
+            return None
+        return peak * TERA * (self.devices / ranks_per_node if self.device.kind == "cpu" else 1)
 
     @model_validator(mode="after")
     def _maps_fit(self) -> NodeType:

@@ -63,6 +63,10 @@ class ResolvedRun(Frozen):
     device: Literal["cpu", "cuda"]
     device_per_rank: bool = Field(description="whether a rank sees only its own device (then its index is 0)")
     rendezvous: Rendezvous
+    peak_flops: float | None = Field(
+        None,
+        description="dense peak that a rank is entitled to at the run's precision, FLOP/s; null: unknown",
+    )
     site: str
     site_file: dict[str, Any] = Field(default_factory=dict, description="the site as it was at submission")
     versions: dict[str, str]

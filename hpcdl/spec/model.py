@@ -186,3 +186,17 @@ class Model(Frozen):
         recomputation is not counted, so dividing by time and peak gives MFU, not HFU.
         """
         return 3 * self.forward_flops
+
+    @property
+    def recomputed_flops(self) -> dict[str, int]:
+        """FLOPs that each way of recomputing adds to ``train_flops``; together they give HFU.
+
+        ``full`` computes every layer forward once more, but not the head: 96·L·s·h²·(1 + s/(6h) + V/(16Lh))
+        in all, Narayanan et al. 2021, section 5.1. ``selective`` computes the scores and their product with
+        the values once more (Korthikanti et al. 2022, section 5): 4·s²·h a layer.
+        """
+        return {
+            "none": 0,
+            "selective": self.layers * 4 * self.sequence**2 * self.hidden,
+            "full": self.layers * self.layer_forward_flops,
+        }

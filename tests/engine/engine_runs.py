@@ -27,7 +27,7 @@ class Run:
         told = {"model": MODEL, "data": {"path": str(corpus)}, "training": TRAINING} | changes
         self.folder = RunFolder(path)
         self.ranks = decomposition.ranks
-        resolved = ResolvedRun(
+        self.resolved = ResolvedRun(
             run=path.name,
             experiment=Experiment.model_validate(told),
             decomposition=decomposition,
@@ -38,7 +38,7 @@ class Run:
             site="test",
             versions={},
         )
-        self.folder.resolved.write_text(resolved.model_dump_json())
+        self.folder.resolved.write_text(self.resolved.model_dump_json())
 
     def start(self, ranks=None, attempt=1, world_size=None):
         """The processes of ``ranks``, all if not given."""

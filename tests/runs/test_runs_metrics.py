@@ -36,3 +36,23 @@ def test_planned_step_is_that_of_the_plans_best(tmp_path):
     assert planned_step_seconds(folder) == 0.25
     folder.plan.write_text('{"candidates": []}')
     assert planned_step_seconds(folder) is None
+
+
+def test_progress_says_where_the_time_went_after_the_first_step():
+    def spent(step, mfu, **seconds):
+        return StepRecord(step, 1.0, 100, 1.0, 100.0, mfu=mfu, hfu=2 * mfu, seconds=seconds)
+
+    done = progress(
+        [
+            spent(1, 0.1, compute=9.0),
+            spent(2, 0.3, compute=6.0, all_reduce=1.0, p2p=1.0, idle=2.0),
+            spent(3, 0.4, compute=6.0, optimizer=2.0, broadcast=1.0, other=1.0),
+        ]
+    )
+    assert (done.mfu, done.hfu) == (0.35, 0.7)
+    assert done.spent == {"compute": 0.6, "communication": 0.15, "idle": 0.1, "optimizer": 0.1, "other": 0.05}
+
+
+def test_progress_of_records_without_accounts_knows_none():
+    done = progress([record(1, 5.0, 1.0), record(2, 4.0, 1.0)])
+    assert (done.mfu, done.hfu, done.spent) == (None, None, {})

@@ -30,6 +30,13 @@ def test_a_gpu_machine_has_one_slot_a_gpu():
     assert node.device.peak_tflops["bf16"] == 312
 
 
+def test_the_peak_of_a_rank_is_its_devices_or_its_part_of_the_cores():
+    gpus, cores = (describe(64, 2**38, parse_gpus(text)).node(None) for text in (FOUR, ""))
+    assert gpus.nominal_flops("bf16", 2) == 312e12
+    assert cores.nominal_flops("fp32", 2) == pytest.approx(32 * cores.nominal_flops("fp32", 64))
+    assert cores.nominal_flops("fp16", 2) is None
+
+
 def test_an_unknown_gpu_is_taken_for_a_slow_one():
     known, unknown = (
         describe(8, 2**34, [Gpu(name, 16000)]).node(None) for name in ("Tesla V100", "Strange 9000")

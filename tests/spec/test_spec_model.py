@@ -1,8 +1,11 @@
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from hpcdl.spec.decomposition import Recompute
 from hpcdl.spec.model import PRESETS, Model
 
 # Llama: parameters of the released weights (Touvron et al. 2023; Grattafiori et al. 2024).
@@ -37,6 +40,16 @@ def test_training_flops_are_the_formula_of_narayanan_2021(layers, head_size, hea
     model = Model(layers=layers, hidden=h, heads=heads, vocab=vocab, sequence=s)
     formula = 72 * layers * s * h**2 * (1 + s / (6 * h) + vocab / (12 * layers * h))
     assert model.train_flops == pytest.approx(formula, rel=1e-12)
+    recomputed = 96 * layers * s * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
+    assert model.train_flops + model.recomputed_flops["full"] == pytest.approx(recomputed, rel=1e-12)
+
+
+def test_selective_recomputation_adds_little_to_a_wide_model():
+    """Scores and their product with the values: 4·s²·h of the 72·s·h²·(1 + s/(6h)) of a layer."""
+    model = Model(preset="gpt3-175b")
+    added = model.recomputed_flops["selective"] / model.train_flops
+    assert added == pytest.approx(2048 / (18 * 12288) / (1 + 2048 / (6 * 12288)), rel=0.01)
+    assert model.recomputed_flops.keys() == set(get_args(Recompute))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -14,9 +14,8 @@ next microbatch may come.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -84,7 +83,7 @@ class Seat:
     transport: Transport
     topology: Topology
     team: Peers
-    timeline: Timeline
+    timeline: Timeline = field(default_factory=Timeline)
 
 
 @dataclass(frozen=True)
@@ -165,12 +164,9 @@ class Pass:
         self._stage.arrive(mail.message)
         self._arrived[mail.message] = mail.tensors
 
-    @contextmanager
-    def _computing(self, action: Action) -> Iterator[None]:
-        """Spans are named like ``forward 1.3``: chunk 1, microbatch 3."""
-        name = f"{action.operation.value} {action.chunk}.{action.microbatch}"
-        with self._seat.timeline.span(COMPUTE, name):
-            yield
+    def _computing(self, action: Action) -> AbstractContextManager[None]:
+        timeline, name = self._seat.timeline, action.operation.value
+        return timeline.span(COMPUTE, name, chunk=action.chunk, microbatch=action.microbatch)
 
     def _forward(self, action: Action) -> None:
         chunk, microbatch = action.chunk, action.microbatch
