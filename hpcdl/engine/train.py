@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 
 import torch
 
-from hpcdl.engine.checkpoint.sharded import Checkpoints
 from hpcdl.engine.data.loader import Batches
+from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner, Outcome
 from hpcdl.engine.metrics import Recorder
 from hpcdl.engine.optim.schedule import learning_rate
@@ -94,14 +93,6 @@ def _open_mpi(run: ResolvedRun, place: Place) -> Transport:
     return transport
 
 
-@dataclass
-class _Progress:
-    """How far training has come."""
-
-    step: int = 0
-    loss: float = float("nan")
-
-
 class Training:
     """The loop of one rank."""
 
@@ -121,21 +112,20 @@ class Training:
         self._batches = Batches(run.experiment.data, self._settings, model.sequence)
         self._learner = Learner(run.experiment, run.decomposition, transport, device)
         self._tokens = self._settings.global_batch * model.sequence
-        self._checkpoints = Checkpoints(
-            folder.checkpoints, run.decomposition, transport.rank, run.experiment.checkpoint.keep
-        )
-        self._progress = _Progress()
+        self._keeper = Keeper(run.experiment, folder.checkpoints, self._learner, recorder.event)
+        self._progress = Progress()
 
     def run(self, place: Place) -> None:
         """Every step that is left."""
-        self._restore()
+        self._progress = self._keeper.restore()
         self._announce(place)
         steps = self._settings.steps
         for step in range(self._progress.step + 1, steps + 1):
             self._step(step)
             every = self._experiment.checkpoint.every
             if every and (step % every == 0 or step == steps):
-                self._save()
+                self._keeper.save(self._progress)
+        self._keeper.join()
         self._recorder.event("finished", step=self._progress.step, loss=self._progress.loss)
 
     def _step(self, step: int) -> None:
@@ -144,7 +134,7 @@ class Training:
         rows = self._batches.rows(step, topology.batch_shard, topology.decomposition.batch_shards)
         rate = learning_rate(self._settings.optimizer, step, self._settings.steps)
         outcome = self._learner.step(step, *rows, rate)
-        self._progress = _Progress(step, outcome.loss)
+        self._progress = Progress(step, outcome.loss)
         self._record(outcome, rate, time.perf_counter() - start)
 
     def _record(self, outcome: Outcome, rate: float, seconds: float) -> None:
@@ -171,21 +161,3 @@ class Training:
             parameters=self._experiment.model.parameters,
             steps=self._settings.steps,
         )
-
-    def _save(self) -> None:
-        progress = self._progress
-        tensors = {part.name: part.tensors for part in self._learner.parts()}
-        state = {"loss": progress.loss, "tensors": tensors, "counters": self._learner.counters()}
-        self._checkpoints.save(progress.step, state, self._transport.barrier)
-        self._recorder.event("checkpoint", step=progress.step)
-
-    def _restore(self) -> None:
-        world = self._learner.groups.world
-        found = self._checkpoints.newest(lambda step: world.agree(step, self._learner.device))
-        if found is not None:
-            step, state = found
-            for part in self._learner.parts():
-                for name, tensor in part.tensors.items():
-                    tensor.copy_(state["tensors"][part.name][name])
-            self._learner.restored(state["counters"])
-            self._progress = _Progress(step, state["loss"])
