@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcdl.engine.checkpoint.choosing import Jury, prepare
+from hpcdl.engine.checkpoint.choosing import Chosen, Jury, prepare
 from hpcdl.engine.checkpoint.completing import Desk
 from hpcdl.engine.checkpoint.manifest import Manifest
 from hpcdl.engine.checkpoint.restoring import fill, targets_of
 from hpcdl.engine.checkpoint.saving import Saver
-from hpcdl.engine.checkpoint.shapes import refuse_other_meaning, refuse_other_model
+from hpcdl.engine.checkpoint.shapes import refuse_other_meaning, refuse_other_model, shapes
+from hpcdl.engine.checkpoint.starting import start_from
 from hpcdl.engine.learner import Learner
 from hpcdl.spec.experiment import Experiment
 
@@ -67,17 +68,26 @@ class Keeper:
         self._saver.join()
 
     def restore(self) -> Progress:
-        """Bring the learner to where the newest sound checkpoint left it.
+        """Bring the learner to where the newest sound checkpoint left it, else to the weights to start from.
 
         Raises:
-            EngineError: there are checkpoints, but none is sound, or the newest is of another model.
+            EngineError: there are checkpoints, but none is sound, or weights are of another model.
         """
-        learner, model = self._learner, self._experiment.model
-        found = Jury(learner.groups.world, learner.device, self._report).newest(self._checkpoints)
-        if found is None:
-            return Progress()
-        refuse_other_model(str(found.folder), found.manifest.shapes(), model)
-        refuse_other_meaning(str(found.folder), found.manifest.model, model)
-        fill(found.folder, found.manifest, targets_of(learner.parts(), learner.topology))
-        learner.restored(found.manifest.counters)
-        return Progress(found.manifest.step, found.manifest.loss)
+        learner = self._learner
+        jury = Jury(learner.groups.world, learner.device, self._report)
+        found = jury.newest(self._checkpoints)
+        if found is not None:
+            return self._go_on(found)
+        if self._experiment.checkpoint.start is not None:
+            path = Path(self._experiment.checkpoint.start)
+            start_from(path, self._experiment.model, learner.parts(), learner.topology, jury)
+            learner.restored(learner.counters())
+        return Progress()
+
+    def _go_on(self, found: Chosen) -> Progress:
+        learner, model, manifest = self._learner, self._experiment.model, found.manifest
+        refuse_other_model(str(found.folder), manifest.shapes(), shapes(model))
+        refuse_other_meaning(str(found.folder), manifest.model, model)
+        fill(found.folder, manifest, targets_of(learner.parts(), learner.topology))
+        learner.restored(manifest.counters)
+        return Progress(manifest.step, manifest.loss)

@@ -58,7 +58,7 @@ class Jury:
         damaged: list[str] = []
         while step := self.world.agree(steps.pop() if steps else _NONE, self.device):
             folder = checkpoints / str(step)
-            damage = self._judge(folder)
+            damage = self.judge(folder)
             if damage is None:
                 return Chosen(folder, read_manifest(folder))
             damaged.append(f"{folder / damage.file} {damage.reason}")
@@ -68,8 +68,8 @@ class Jury:
             raise _nothing_left(checkpoints, damaged)
         return None
 
-    def _judge(self, folder: Path) -> Damage | None:
-        """What the first rank that found something wrong has found."""
+    def judge(self, folder: Path) -> Damage | None:
+        """What is wrong with one checkpoint; all ranks ask together."""
         ranks, own = self.world.size, self.world.index
         damage = inspect(folder, own, ranks)
         voice = torch.tensor([0 if damage is None else ranks - own], dtype=torch.int32, device=self.device)

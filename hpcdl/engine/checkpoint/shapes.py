@@ -9,7 +9,7 @@ from hpcdl.spec.model import Model
 
 Shape = tuple[int, ...]
 
-_MEANINGS = ("family", "heads", "kv_heads", "rope_theta")  # change what weights compute, not their shapes
+_MEANINGS = ("heads", "kv_heads", "rope_theta")  # change what weights compute, not their shapes
 
 
 def shapes(model: Model) -> dict[str, Shape]:
@@ -35,18 +35,17 @@ def _norm(name: str, width: Shape, *, biased: bool) -> dict[str, Shape]:
     return {f"{name}.weight": width} | ({f"{name}.bias": width} if biased else {})
 
 
-def refuse_other_model(source: str, found: Mapping[str, Shape], model: Model) -> None:
-    """Stop where weights are not those of ``model``.
+def refuse_other_model(source: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Stop where weights are not those that are needed.
 
     Args:
         source: where they are, for the message.
         found: the full shapes of what is there.
-        model: what they must fit.
+        expected: those of what is needed.
 
     Raises:
         EngineError: naming the first tensor that is missing, superfluous, or of another shape.
     """
-    expected = shapes(model)
     for name in [*expected, *(name for name in found if name not in expected)]:
         if found.get(name) != expected.get(name):
             raise EngineError(
