@@ -74,3 +74,8 @@ def trained(folder, until, decomposition=SERIAL, settings=None):
 def tensors(folder):
     """Every tensor of a checkpoint, of one rank, by key."""
     return load_file(folder / shard_name(0))
+
+
+def names(folder):
+    """What lies in a folder of checkpoints."""
+    return sorted(path.name for path in folder.iterdir())

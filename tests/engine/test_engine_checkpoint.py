@@ -32,8 +32,8 @@ def test_the_same_decomposition_goes_on_to_the_bit(tmp_path, decomposition, prec
     first, _ = trained(tmp_path / "b", 2, decomposition, settings)
     second, _ = trained(tmp_path / "b", 4, decomposition, settings)
     assert first + second == undisturbed
-    for ours, theirs in [(tmp_path / "b" / "4", tmp_path / "a" / "4")]:
-        assert all(torch.equal(value, tensors(theirs)[key]) for key, value in tensors(ours).items())
+    ours, theirs = (tensors(tmp_path / run / "4") for run in "ab")
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,10 @@ def shaken(values):
 
 def engine_logits(learner):
     stage = learner.stage
-    stream_BLH = stage.embedding(TOKENS_BL)
+    stream = stage.embedding(TOKENS_BL)
     for layer in stage.layers:
-        stream_BLH = layer(stream_BLH)
-    return product(stage.head.norm(stream_BLH), stage.head.weight, None, stage.head.layout)
+        stream = layer(stream)
+    return product(stage.head.norm(stream), stage.head.weight, None, stage.head.layout)
 
 
 @torch.no_grad()
@@ -196,7 +196,7 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 
 
 def test_grouped_queries_have_no_counterpart_in_gpt2():
-    with pytest.raises(EngineError, match="model.kv_heads is 2 of 4"):
+    with pytest.raises(EngineError, match=r"model\.kv_heads is 2 of 4"):
         recipes(MODELS["gpt2"].model_copy(update={"kv_heads": 2}))
 
 

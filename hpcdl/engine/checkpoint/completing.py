@@ -68,12 +68,12 @@ def complete(desk: Desk, head: Manifest, problem: str | None) -> None:
     try:
         found = _await_all(unfinished, head.decomposition.ranks, desk.patience_s)
         _publish(desk, head.model_copy(update={"shards": tuple(shard for shard in found if shard.entries)}))
-    except OSError as error:
+    except (OSError, Incomplete) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise Incomplete(0, problem or str(error)) from None
-    except Incomplete:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        failed = error if isinstance(error, Incomplete) else Incomplete(0, str(error))
+        if failed.rank == 0 and problem is not None:
+            failed = Incomplete(0, problem)  # the folder may have had no room for it
+        raise failed from None
 
 
 def _await_all(folder: Path, ranks: int, patience_s: float) -> list[Shard]:

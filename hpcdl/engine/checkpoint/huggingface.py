@@ -1,8 +1,9 @@
 """Our parameters as those of Hugging Face's GPT-2 and Llama, and back: names, layouts and config.json.
 
 What differs besides names: rows of ``attention.qkv`` are grouped by key-value head here, and three matrices
-(or three runs of rows) there; ``mlp.up`` of llama has gate and up rows in turn here, and is two matrices there;
-GPT-2's matrices stand there with rows as inputs. Rotary positions turn the same pairs (d, d + D/2) in both.
+(or three runs of rows) there; ``mlp.up`` of llama has gate and up rows in turn here, and is two matrices
+there; GPT-2's matrices stand there with rows as inputs. Rotary positions turn the same pairs (d, d + D/2) in
+both.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def _grouped(layer: str, model: Model) -> Recipe:
         return torch.cat([_rows_as(t, groups, -1, size) for t in tensors], dim=1).flatten(0, 2)
 
     def split(tensor: torch.Tensor) -> Tensors:
-        parts = _rows_as(tensor, groups, queries + 2, size).split([queries, 1, 1], dim=1)
+        parts = _rows_as(tensor, groups, queries + 2, size).split_with_sizes([queries, 1, 1], dim=1)
         return [part.flatten(0, 2) for part in parts]
 
     return Recipe(tuple(f"{layer}.{one}_proj.weight" for one in "qkv"), join, split)
