@@ -89,8 +89,8 @@ def opened(folder: Path) -> Weights:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise EngineError(f"{path} cannot be read: {error}", _HINT) from None
     return content
 
