@@ -89,6 +89,18 @@ def test_a_run_goes_on_in_another_decomposition(tmp_path, serial_losses, before,
     assert kept == [(1, 3), (1, 6), (2, 6)]
 
 
+@pytest.mark.mpi
+def test_a_run_over_mpi_goes_on_from_the_last_sound_checkpoint(tmp_path, serial_losses):
+    """The ranks agree about damage through the same door, whatever it is made of."""
+    changes = {"communication": {"transport": "mpi"}, "checkpoint": {"every": 3}}
+    run = Run(tmp_path, Decomposition(pipeline=2, microbatch=2), **changes)
+    assert run.start_mpi().wait(timeout=120) == 0, run.log(0)
+    (tmp_path / "checkpoints" / "6" / "rank-00001.safetensors").unlink()
+    again = Run(tmp_path, Decomposition(data=2), **changes)
+    assert again.start_mpi().wait(timeout=120) == 0, again.log(0)
+    assert again.losses() == pytest.approx(serial_losses + serial_losses[3:], rel=1e-5)
+
+
 def test_a_damaged_checkpoint_is_told_in_events_and_log(tmp_path):
     run = Run(tmp_path, Decomposition(data=2), checkpoint={"every": 3}).complete()
     shard = run.folder.checkpoints / "6" / "rank-00000.safetensors"
