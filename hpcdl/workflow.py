@@ -88,11 +88,16 @@ def _size(request: Request) -> list[str]:
 
 
 def _anchored(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment with its data path absolute: relative paths are relative to the file."""
-    if experiment.data.path is None:
-        return experiment
-    path = (folder / Path(experiment.data.path).expanduser()).absolute()
-    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"path": str(path)})})
+    """The experiment with its paths absolute: relative ones are relative to the file."""
+    data = experiment.data.model_copy(update={"path": _absolute(experiment.data.path, folder)})
+    checkpoint = experiment.checkpoint.model_copy(
+        update={"start": _absolute(experiment.checkpoint.start, folder)}
+    )
+    return experiment.model_copy(update={"data": data, "checkpoint": checkpoint})
+
+
+def _absolute(path: str | None, folder: Path) -> str | None:
+    return None if path is None else str((folder / Path(path).expanduser()).absolute())
 
 
 def prepare(study: Study, runs: Path) -> RunFolder:
@@ -129,16 +134,20 @@ def check_ready(study: Study) -> None:
         UsageError, InfeasibleError, SiteError: the data, a limit of the queue, or the engine's libraries.
     """
     layout(study.experiment.resources, study.site)
-    path = study.experiment.data.path
-    if path is not None and not Path(path).exists():
-        raise UsageError(
-            f"data.path {path} does not exist",
-            "paths are relative to the experiment file; check data.path in it",
-        )
+    _check_there("data.path", study.experiment.data.path)
+    _check_there("checkpoint.start", study.experiment.checkpoint.start)
     if _python(study.site) == sys.executable and importlib.util.find_spec("torch") is None:
         raise SiteError(
             f"the engine needs torch, which this Python ({sys.executable}) does not have",
             "install it with: pip install 'hpcdl[engine]'",
+        )
+
+
+def _check_there(key: str, path: str | None) -> None:
+    if path is not None and not Path(path).exists():
+        raise UsageError(
+            f"{key} {path} does not exist",
+            f"paths are relative to the experiment file; check {key} in it",
         )
 
 

@@ -215,6 +215,20 @@ def test_resume_continues_from_the_newest_checkpoint(hpcdl, spec, tmp_path):
     assert hpcdl("resume", "last").returncode == 2
 
 
+def test_exported_weights_are_what_another_run_starts_from(hpcdl, spec, tmp_path):
+    """Through the Hugging Face layout and back; the second run's path is relative to its experiment file."""
+    assert hpcdl("submit", spec, "--wait", "--set", "checkpoint.every=6").returncode == 0
+    exported = hpcdl("export", "last", tmp_path / "weights", "--step", "6")
+    assert (exported.returncode, exported.stdout) == (0, f"step 6 written to {tmp_path / 'weights'}\n")
+    again = hpcdl("export", "last", tmp_path / "weights")
+    assert again.returncode == 5
+    assert f"error: {tmp_path / 'weights'} exists already\n  give the name" in again.stderr
+    answer = hpcdl("submit", spec, "--wait", "--json", "--set", "checkpoint.start=weights")
+    assert answer.returncode == 0, answer.stderr
+    fresh = losses(RunFolder(next(iter(sorted((tmp_path / "runs").iterdir())))))
+    assert losses(folder_of(answer))[0] < fresh[0] - 0.5
+
+
 def test_an_impossible_decomposition_is_refused_by_the_engine_too(hpcdl, spec, tmp_path):
     """Nothing may run silently in another shape: a resolved.json changed by hand is refused by name."""
     folder = prepared(spec, tmp_path)

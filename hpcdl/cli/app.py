@@ -200,6 +200,21 @@ def collect(
     watching.collect(run, runs, output)
 
 
+@app.command(epilog="Example: hpcdl export last my-model --step 500")
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="Which checkpoint [default: newest].")
+    ] = None,
+    runs: Runs = None,
+) -> None:
+    """Write a checkpoint's weights in Hugging Face layout (GPT-2 or Llama)."""
+    from hpcdl.cli import exporting
+
+    exporting.export(run, runs, out, step)
+
+
 @app.command(epilog="Example: hpcdl schema experiment > experiment.schema.json")
 def schema(
     kind: Annotated[str, typer.Argument(metavar="experiment|site", help="Which file's schema.")],

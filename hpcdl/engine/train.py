@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 
 import torch
 
 from hpcdl.engine.board import Board, check_tensorboard
 from hpcdl.engine.census import census
-from hpcdl.engine.checkpoint.sharded import Checkpoints
 from hpcdl.engine.clock import clock_of
 from hpcdl.engine.data.loader import Batches
+from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.metrics import Meter, Recorder
 from hpcdl.engine.opening import open_transport
@@ -76,14 +75,6 @@ def claim_device(run: ResolvedRun, place: Place) -> torch.device:
     return torch.device("cuda", index)
 
 
-@dataclass
-class _Progress:
-    """How far training has come."""
-
-    step: int = 0
-    loss: float = float("nan")
-
-
 class Training:
     """The loop of one rank."""
 
@@ -106,25 +97,27 @@ class Training:
         self._meter = Meter(run, device)
         self._tracer = Tracer(run, folder, transport)
         self._tokens = self._settings.global_batch * model.sequence
-        self._checkpoints = Checkpoints(
-            folder.checkpoints, run.decomposition, transport.rank, run.experiment.checkpoint.keep
-        )
-        self._progress = _Progress()
+        self._keeper = Keeper(run.experiment, folder.checkpoints, self._learner, recorder.event)
+        self._progress = Progress()
 
     def run(self, place: Place) -> None:
         """Every step that is left."""
-        self._restore()
+        self._progress = self._keeper.restore()
         self._announce(place)
         steps = self._settings.steps
         for step in range(self._progress.step + 1, steps + 1):
             self._tracer.begin(step)
             self._step(step)
-            every = self._experiment.checkpoint.every
-            if every and (step % every == 0 or step == steps):
-                with self._timeline.span(PHASE, "checkpoint"):
-                    self._save()
+            self._save(step)
             self._tracer.end(step)
+        self._keeper.join()
         self._recorder.event("finished", step=self._progress.step, loss=self._progress.loss)
+
+    def _save(self, step: int) -> None:
+        every = self._experiment.checkpoint.every
+        if every and (step % every == 0 or step == self._settings.steps):
+            with self._timeline.span(PHASE, "checkpoint"):
+                self._keeper.save(self._progress)
 
     def _step(self, step: int) -> None:
         start = time.perf_counter()
@@ -133,7 +126,7 @@ class Training:
             rows = self._batches.rows(step, topology.batch_shard, topology.decomposition.batch_shards)
         rate = learning_rate(self._settings.optimizer, step, self._settings.steps)
         outcome = self._learner.step(step, *rows, rate)
-        self._progress = _Progress(step, outcome.loss)
+        self._progress = Progress(step, outcome.loss)
         taken = self._timeline.take()
         record = self._record(outcome, rate, time.perf_counter() - start)
         self._recorder.step(self._meter.complete(record, seconds_by_category(taken.spans)))
@@ -167,21 +160,3 @@ class Training:
         """How many groups rank 0 made, and how many there are; every rank's are counted from its topology."""
         found = census(self._learner.topology.decomposition, tied=self._experiment.model.tied)
         return {"rank_0": self._learner.groups.made, "world": found.distinct}
-
-    def _save(self) -> None:
-        progress = self._progress
-        tensors = [part.tensors for part in self._learner.parts()]
-        state = {"loss": progress.loss, "tensors": tensors, "counters": self._learner.counters()}
-        self._checkpoints.save(progress.step, state, self._transport.barrier)
-        self._recorder.event("checkpoint", step=progress.step)
-
-    def _restore(self) -> None:
-        world = self._learner.groups.world
-        found = self._checkpoints.newest(lambda step: world.agree(step, self._learner.device))
-        if found is not None:
-            step, state = found
-            for part, kept in zip(self._learner.parts(), state["tensors"], strict=True):
-                for name, tensor in part.tensors.items():
-                    tensor.copy_(kept[name])
-            self._learner.restored(state["counters"])
-            self._progress = _Progress(step, state["loss"])

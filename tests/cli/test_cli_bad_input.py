@@ -32,6 +32,12 @@ def test_a_wrong_file_is_refused_with_its_place(hpcdl, tiny, old, new, expected)
     assert f"{tiny}:" in result.err
 
 
+def test_weights_that_are_not_there_are_refused_before_the_queue(hpcdl, tiny):
+    result = hpcdl("submit", tiny, "--dry-run", "--set", "checkpoint.start=nowhere")
+    assert result.code == 2
+    assert f"checkpoint.start {tiny.parent}/nowhere does not exist" in result.err
+
+
 def test_a_missing_file_is_named(hpcdl, tmp_path):
     result = hpcdl("plan", tmp_path / "none.yaml")
     assert result.code == 2

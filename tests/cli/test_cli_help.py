@@ -13,7 +13,19 @@ from hpcdl.spec import load
 
 ROOT = Path(__file__).parents[2]
 
-VERBS = ("plan", "submit", "list", "status", "logs", "cancel", "resume", "collect", "schema", "site")
+VERBS = (
+    "plan",
+    "submit",
+    "list",
+    "status",
+    "logs",
+    "cancel",
+    "resume",
+    "collect",
+    "export",
+    "schema",
+    "site",
+)
 
 
 def python(code):

@@ -1,135 +1,126 @@
-"""A checkpoint is complete or it is not there."""
+"""A checkpoint is complete or it is not there, and any decomposition goes on from it."""
 
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from engine_keeping import CPU, SERIAL, SPREAD, experiment, tensors, trained
+from engine_worlds import GPT, LLAMA, in_threads
 
-from hpcdl.engine.checkpoint.manifest import MANIFEST, Manifest, complete, dump, parse, superfluous
-from hpcdl.engine.checkpoint.sharded import Checkpoints
-from hpcdl.errors import EngineError
+from hpcdl.engine.checkpoint.choosing import read_manifest
+from hpcdl.engine.checkpoint.completing import Desk
+from hpcdl.engine.checkpoint.manifest import Manifest
+from hpcdl.engine.checkpoint.restoring import fill, targets_of
+from hpcdl.engine.checkpoint.saving import Saver
+from hpcdl.engine.checkpoint.shapes import shapes
+from hpcdl.engine.keeping import Keeper
+from hpcdl.engine.learner import Learner
+from hpcdl.engine.topology import Topology
 from hpcdl.spec.decomposition import Decomposition
-
-ONE = Decomposition()
-
-
-def nobody_else():
-    """The barrier of a single rank."""
+from hpcdl.spec.model import Model
 
 
-def saved(folder, *steps, keep=2):
-    checkpoints = Checkpoints(folder, ONE, 0, keep)
-    for step in steps:
-        checkpoints.save(step, {"weight": torch.full((3,), float(step))}, nobody_else)
-    return checkpoints
+@pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
+@pytest.mark.parametrize("decomposition", [SERIAL, SPREAD, Decomposition(x=2, y=2, z=2)], ids=str)
+def test_the_shapes_of_a_model_are_those_it_is_built_with(model, decomposition):
+    def held(transport):
+        learner = Learner(experiment(model), decomposition, transport, CPU)
+        return {part.name: part.sharding.shape for part in learner.parts()}
+
+    found = {}
+    for rank in in_threads(decomposition.ranks, held):
+        found |= rank
+    assert found == shapes(model)
 
 
-def test_newest_is_what_was_saved_last(tmp_path):
-    step, state = saved(tmp_path, 5, 10).newest()
-    assert step == 10
-    assert state["weight"].tolist() == [10.0] * 3
-
-
-def test_none_before_the_first(tmp_path):
-    assert saved(tmp_path / "none").newest() is None
-
-
-def test_only_the_last_are_kept(tmp_path):
-    saved(tmp_path, 5, 10, 15, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "15"]
-
-
-@pytest.mark.parametrize("lost", [MANIFEST, "rank-00000.pt"])
-def test_a_checkpoint_that_lost_a_file_is_passed_over(tmp_path, lost):
-    checkpoints = saved(tmp_path, 5, 10)
-    (tmp_path / "10" / lost).unlink()
-    assert checkpoints.newest()[0] == 5
-
-
-def test_one_that_was_never_finished_is_not_seen_and_removed_by_the_next(tmp_path):
-    checkpoints = saved(tmp_path, 5)
-    (tmp_path / ".7.part").mkdir()
-    assert checkpoints.newest()[0] == 5
-    saved(tmp_path, 10)
-    assert not (tmp_path / ".7.part").exists()
-
-
-def test_a_damaged_later_one_does_not_push_out_a_sound_one(tmp_path):
-    saved(tmp_path, 5, 10)
-    (tmp_path / "10" / MANIFEST).unlink()
-    assert saved(tmp_path, 7, keep=1).newest()[0] == 7
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "7"]
-
-
-def test_a_torn_shard_is_named_with_the_way_out(tmp_path):
-    checkpoints = saved(tmp_path, 5)
-    shard = tmp_path / "5" / "rank-00000.pt"
-    for content in (shard.read_bytes()[:200], b"", b"text"):
-        shard.write_bytes(content)
-        with pytest.raises(EngineError, match=r"5/rank-00000\.pt cannot be read") as refused:
-            checkpoints.newest()
-        assert f"move {tmp_path}/5 away" in refused.value.hint
-
-
-def test_ranks_save_and_load_their_own_part_of_one_step(tmp_path):
-    """Rank 1 is the slow one: nothing is complete before it has written."""
-    two, ready = Decomposition(data=2), threading.Barrier(2)
-    ranks = [Checkpoints(tmp_path, two, rank, 2) for rank in (0, 1)]
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(ranks[0].save, 5, {"rank": 0}, ready.wait)
-        time.sleep(0.1)
-        assert ranks[0].newest() is None
-        ranks[1].save(5, {"rank": 1}, ready.wait)
-        first.result()
-    assert [rank.newest() for rank in ranks] == [(5, {"rank": 0}), (5, {"rank": 1})]
-
-
-def test_rank_0_decides_where_all_go_on(tmp_path):
-    """Another rank may see a newer checkpoint, or none yet."""
-    ready = threading.Barrier(2)
-    ranks = [Checkpoints(tmp_path, Decomposition(data=2), rank, 2) for rank in (0, 1)]
-    for step in (5, 10):
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda one, s=step: one.save(s, {"step": s}, ready.wait), ranks))
-    assert ranks[0].newest(lambda step: step) == (10, {"step": 10})
-    assert ranks[1].newest(lambda _: 5) == (5, {"step": 5})
-    assert ranks[1].newest(lambda _: 0) is None
-    with pytest.raises(EngineError, match="rank 1 cannot read"):
-        ranks[1].newest(lambda _: 15)
-
-
-def test_a_repeated_step_replaces_the_old_one(tmp_path):
-    saved(tmp_path, 5)
-    Checkpoints(tmp_path, ONE, 0, 2).save(5, {"weight": torch.zeros(1)}, nobody_else)
-    assert saved(tmp_path).newest()[1]["weight"].tolist() == [0.0]
-
-
-def test_another_decomposition_is_refused_by_name(tmp_path):
-    saved(tmp_path, 5)
-    with pytest.raises(EngineError, match="'data': 2"):
-        Checkpoints(tmp_path, Decomposition(data=2), 0, 2).newest()
-
-
-@given(st.integers(0, 10**9), st.integers(1, 4096))
-def test_manifest_round_trips(step, shards):
-    manifest = Manifest(step, {"data": 2}, shards)
-    assert parse(dump(manifest)) == manifest
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("decomposition", [SERIAL, SPREAD], ids=str)
+def test_the_same_decomposition_goes_on_to_the_bit(tmp_path, decomposition, precision):
+    settings = experiment(precision=precision)
+    undisturbed, _ = trained(tmp_path / "a", 4, decomposition, settings)
+    first, _ = trained(tmp_path / "b", 2, decomposition, settings)
+    second, _ = trained(tmp_path / "b", 4, decomposition, settings)
+    assert first + second == undisturbed
+    ours, theirs = (tensors(tmp_path / run / "4") for run in "ab")
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"step": 1}', '{"step":1,"degrees":{},"shards":1,"format":9}']
+    ("model", "before", "after"),
+    [
+        (GPT, Decomposition(data=2, pipeline=2, x=2), Decomposition(z=4, microbatch=2)),
+        (LLAMA, Decomposition(data=2, pipeline=2, x=2), SERIAL),
+        (GPT, SERIAL, Decomposition(pipeline=3, x=2)),
+        (LLAMA, Decomposition(x=2, y=2), Decomposition(y=4)),
+        (LLAMA, Decomposition(z=4), Decomposition(pipeline=2, x=2, y=2)),
+        (GPT, Decomposition(y=2, z=2), Decomposition(x=2, z=2, data=2)),
+    ],
+    ids=lambda value: value.family if isinstance(value, Model) else str(value),
 )
-def test_what_is_no_manifest_is_none(text):
-    assert parse(text) is None
+def test_another_decomposition_goes_on_as_if_nothing_had_changed(tmp_path, model, before, after):
+    settings = experiment(model)
+    expected, _ = trained(tmp_path / "serial", 4, SERIAL, settings)
+    trained(tmp_path / "changed", 2, before, settings)
+    losses, _ = trained(tmp_path / "changed", 4, after, settings)
+    assert losses == pytest.approx(expected[2:], rel=2e-6)
 
 
-@given(st.sets(st.integers(0, 1000)), st.integers(1, 5))
-def test_superfluous_never_names_the_newest(steps, keep):
-    names = [str(step) for step in steps]
-    kept = set(names) - set(superfluous(names, 1000, keep))
-    assert sorted(map(int, kept)) == sorted(steps)[-keep:]
-    assert complete([*names, ".3.part", "x"]) == sorted(steps)
+def test_every_element_survives_a_change_and_back(tmp_path):
+    """Restored and saved again without a step in between: bit for bit what it was."""
+    trained(tmp_path, 2)
+    before = tensors(tmp_path / "2")
+    for decomposition in (Decomposition(pipeline=3, y=2), Decomposition(x=2, z=4), SERIAL):
+        in_threads(
+            decomposition.ranks, lambda transport, d=decomposition: saved_again(transport, tmp_path, d)
+        )
+    after = tensors(tmp_path / "2")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_parts_may_be_pieces_of_a_block(tmp_path):
+    """As a rank that updates only a share of each parameter keeps it."""
+    settings = experiment()
+
+    def learner(transport):
+        return Learner(settings, SERIAL, transport, CPU)
+
+    def written(transport):
+        parts = learner(transport).parts()
+        desk = Desk(tmp_path, attempt=1, keep=1)
+        head = Manifest(step=1, loss=0.0, counters={}, model=GPT, decomposition=SERIAL)
+        saver = Saver(desk, Topology(SERIAL, 0), settings.checkpoint, lambda *_, **__: None)
+        saver.save(head, [piece for part in parts for piece in cut(part)])
+        saver.join()
+        return [part.tensors["master"].clone() for part in parts]
+
+    def read(transport):
+        parts = learner(transport).parts()
+        for part in parts:
+            part.tensors["master"].zero_()
+        pieces = [piece for part in parts for piece in cut(part, 3)]
+        fill(tmp_path / "1", read_manifest(tmp_path / "1"), targets_of(pieces, Topology(SERIAL, 0)))
+        return [part.tensors["master"] for part in parts]
+
+    (before,), (after,) = in_threads(1, written), in_threads(1, read)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def cut(part, pieces=2):
+    """The same part as several."""
+    size = part.span.stop - part.span.start
+    ends = [size * index // pieces for index in range(pieces + 1)]
+    return [
+        replace(part, span=slice(start, stop), tensors={k: t[start:stop] for k, t in part.tensors.items()})
+        for start, stop in pairwise(ends)
+    ]
+
+
+def saved_again(transport, folder, decomposition):
+    learner = Learner(experiment(), decomposition, transport, CPU)
+    keeper = Keeper(experiment(), folder, learner, lambda *_, **__: None)
+    progress = keeper.restore()
+    keeper.save(progress)
+    keeper.join()
+    transport.barrier()

@@ -82,13 +82,54 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     assert run.events()[-1].detail == {"step": 6, "loss": run.losses()[-1]}
 
 
-def test_another_decomposition_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Decomposition(pipeline=2, microbatch=2), Decomposition(x=2)),
+        pytest.param(
+            Decomposition(data=2, pipeline=2, x=2, microbatch=2), Decomposition(z=4), marks=pytest.mark.slow
+        ),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_in_another_decomposition(tmp_path, serial_losses, before, after):
+    Run(tmp_path, before, checkpoint={"every": 3}).complete()
+    shutil.rmtree(tmp_path / "checkpoints" / "6")  # as if killed after step 3
+    again = Run(tmp_path, after, checkpoint={"every": 3}).complete(attempt=2)
+    assert again.losses() == pytest.approx(serial_losses + serial_losses[3:], rel=1e-5)
+    kept = [(e.attempt, e.detail["step"]) for e in again.events() if e.kind == "checkpoint"]
+    assert kept == [(1, 3), (1, 6), (2, 6)]
+
+
+@pytest.mark.mpi
+def test_a_run_over_mpi_goes_on_from_the_last_sound_checkpoint(tmp_path, serial_losses):
+    """The ranks agree about damage through the same door, whatever it is made of."""
+    changes = {"communication": {"transport": "mpi"}, "checkpoint": {"every": 3}}
+    run = Run(tmp_path, Decomposition(pipeline=2, microbatch=2), **changes)
+    assert run.start_mpi().wait(timeout=120) == 0, run.log(0)
+    (tmp_path / "checkpoints" / "6" / "rank-00001.safetensors").unlink()
+    again = Run(tmp_path, Decomposition(data=2), **changes)
+    assert again.start_mpi().wait(timeout=120) == 0, again.log(0)
+    assert again.losses() == pytest.approx(serial_losses + serial_losses[3:], rel=1e-5)
+
+
+def test_a_damaged_checkpoint_is_told_in_events_and_log(tmp_path):
     run = Run(tmp_path, Decomposition(data=2), checkpoint={"every": 3}).complete()
-    again = Run(tmp_path, Decomposition(x=2), checkpoint={"every": 3})
-    assert finished(again.start(attempt=2)) == [1, 1]
-    reason = run.exits(attempt=2)[0].reason
-    assert "'data': 2" in reason
-    assert "'x': 2" in reason
+    shard = run.folder.checkpoints / "6" / "rank-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    run.complete(attempt=2)
+    assert [record.step for record in run.steps()] == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    (damaged,) = [event.detail for event in run.events() if event.kind == "checkpoint damaged"]
+    assert (damaged["step"], damaged["file"]) == (6, shard.name)
+    assert f"checkpoint 6 is passed over: {shard} has" in run.log(0, attempt=2)
+
+
+def test_a_run_without_a_single_sound_checkpoint_does_not_start_again(tmp_path):
+    run = Run(tmp_path, SERIAL, checkpoint={"every": 6}).complete()
+    (run.folder.checkpoints / "6" / "manifest.json").unlink()
+    assert finished(run.start(attempt=2)) == [1]
+    assert "none of the 1 checkpoints" in run.exits(attempt=2)[0].reason
+    assert f"move {run.folder.checkpoints} away" in run.log(0, attempt=2)
 
 
 def test_the_rank_that_failed_first_is_named_by_the_earliest_record(tmp_path):
@@ -215,8 +256,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
 
 
 def test_a_run_folder_that_cannot_be_written_ends_with_an_error(tmp_path):
-    """A file where checkpoints should go: the run fails at its first checkpoint, not silently."""
+    """A file where checkpoints should go: the run fails before its first step, not silently after many."""
     run = Run(tmp_path, SERIAL, checkpoint={"every": 2})
     run.folder.checkpoints.write_text("")
     assert finished(run.start()) == [1]
     assert os.fspath(run.folder.checkpoints) in run.exits()[0].reason
+    assert run.steps() == []

@@ -2,56 +2,98 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from hpcdl.engine.checkpoint.overlap import Interval, Region
 from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.frozen import Frozen
+from hpcdl.spec.model import Model
 
 MANIFEST = "manifest.json"
+FORMAT = 2  # 1 was a pickle a rank, for the same decomposition only
 _STEP_FOLDER = re.compile(r"\d+")
-_UNFINISHED = re.compile(r"\.\d+\.part")
+_UNFINISHED = re.compile(r"\.(\d+)\.[0-9a-f]+\.part")
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Entry(Frozen):
+    """One part of a parameter in a shard, with every kind of tensor that is kept of it."""
+
+    name: str
+    shape: tuple[int, ...]  # of the full parameter
+    block: tuple[Interval, ...]  # in each of its dimensions
+    span: Interval  # of the flattened block
+    kinds: tuple[str, ...]
+
+    @property
+    def region(self) -> Region:
+        """Which elements of the parameter."""
+        return Region.of(self.block, self.span)
+
+    def key(self, kind: str) -> str:
+        """The name of one of its tensors in the shard."""
+        return f"{self.name}|{kind}|{self.span[0]}-{self.span[1]}"
+
+
+class Shard(Frozen):
+    """What one rank wrote."""
+
+    file: str
+    size: int  # bytes
+    crc32: int  # of the whole file
+    entries: tuple[Entry, ...]
+
+
+class Manifest(Frozen):
     """The last file of a checkpoint to be written: with it the checkpoint is complete."""
 
+    format: int = FORMAT
     step: int
-    degrees: dict[str, int]  # of the decomposition that wrote it
-    shards: int  # files, one a rank
-    format: int = 1
+    loss: float  # of that step
+    counters: dict[str, float]  # what the learner keeps besides tensors
+    model: Model
+    decomposition: Decomposition  # that wrote it; any other can read it
+    shards: tuple[Shard, ...] = ()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The full shape of every parameter."""
+        return {entry.name: entry.shape for shard in self.shards for entry in shard.entries}
 
 
-def degrees_of(d: Decomposition) -> dict[str, int]:
-    """The part of a decomposition that decides which rank holds what."""
-    return {"data": d.data, "pipeline": d.pipeline, "x": d.x, "y": d.y, "z": d.z}
+def parse(text: str) -> Manifest:
+    """From JSON.
 
-
-def dump(manifest: Manifest) -> str:
-    """As JSON."""
-    return json.dumps(asdict(manifest), indent=2) + "\n"
-
-
-def parse(text: str) -> Manifest | None:
-    """From JSON; None if it is not a manifest of this format."""
-    try:
-        manifest = Manifest(**json.loads(text))
-    except (ValueError, TypeError):
-        return None
-    return manifest if manifest.format == 1 else None
+    Raises:
+        ValueError: it is no manifest of this format.
+    """
+    manifest = Manifest.model_validate_json(text)
+    if manifest.format != FORMAT:
+        raise ValueError(f"its format is {manifest.format}, this version reads {FORMAT}")
+    return manifest
 
 
 def shard_name(rank: int) -> str:
-    """The file of one rank."""
-    return f"rank-{rank:05d}.pt"
+    """The file with the tensors of one rank."""
+    return f"rank-{rank:05d}.safetensors"
 
 
-def unfinished_name(step: int) -> str:
-    """The folder of a checkpoint that is still being written."""
-    return f".{step}.part"
+def index_name(rank: int) -> str:
+    """The file that says what is in it, written after it."""
+    return f"rank-{rank:05d}.json"
+
+
+def failure_name(rank: int) -> str:
+    """The file that says why there is neither."""
+    return f"rank-{rank:05d}.failed"
+
+
+def unfinished_name(step: int, attempt: int) -> str:
+    """The folder of a checkpoint that is still being written.
+
+    ``attempt`` is a number of its own for every start of the run, so that files which a killed one left never
+    pass for those of this one.
+    """
+    return f".{step}.{attempt:x}.part"
 
 
 def complete(names: Iterable[str]) -> list[int]:
@@ -59,18 +101,19 @@ def complete(names: Iterable[str]) -> list[int]:
     return sorted(int(name) for name in names if _STEP_FOLDER.fullmatch(name))
 
 
+def unfinished(names: Iterable[str]) -> dict[str, int]:
+    """The folders that were never finished, and the step of each."""
+    return {name: int(found[1]) for name in names if (found := _UNFINISHED.fullmatch(name))}
+
+
 def superfluous(names: Iterable[str], step: int, keep: int) -> list[str]:
     """Folders to remove once the checkpoint of ``step`` is complete.
 
-    These are all but the newest ``keep`` up to ``step``, and what was never finished. A later one
-    would have been gone on from if it were sound; it is left for the user to look at, and does not
-    count, or it would push out a sound one.
+    These are all but the newest ``keep`` up to ``step``, and what was never finished up to there. A later
+    one would have been gone on from if it were sound; it is left for the user to look at, and does not
+    count, or it would push out a sound one. A later one that is unfinished is being written by ranks that
+    are ahead.
     """
     names = list(names)
     old = [found for found in complete(names) if found <= step][:-keep]
-    return [str(found) for found in old] + [name for name in names if _UNFINISHED.fullmatch(name)]
-
-
-def is_whole(folder: Path, manifest: Manifest) -> bool:
-    """Whether every shard that the manifest promises is there."""
-    return all((folder / shard_name(rank)).is_file() for rank in range(manifest.shards))
+    return [str(found) for found in old] + [name for name, of in unfinished(names).items() if of <= step]

@@ -1,0 +1,33 @@
+"""``hpcdl export``: the engine does it, in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from hpcdl import shell, workflow
+from hpcdl.cli import render
+from hpcdl.errors import EngineError
+from hpcdl.runs import store
+
+_TIMEOUT_S = 24 * 3600.0
+
+
+def export(run: str, runs: Path | None, out: Path, step: int | None) -> None:
+    """Write the weights of a run's checkpoint for the library ``transformers``.
+
+    Raises:
+        EngineError: with the engine's own words when it could not.
+    """
+    folder = store.find(run, store.runs_folder(runs))
+    python = workflow.site_of(folder).software.python or sys.executable
+    chosen = [] if step is None else ["--step", str(step)]
+    command = [python, "-m", "hpcdl.engine.export", str(folder.path), str(out.absolute()), *chosen]
+    with render.busy("exporting"):
+        done = shell.run(command, timeout_s=_TIMEOUT_S)
+    if done.exit_code:
+        message, _, hint = done.words.removeprefix("error: ").partition("\n")
+        raise EngineError(message, hint.strip() or None)
+    typer.echo(done.stdout.strip())
