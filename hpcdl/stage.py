@@ -238,7 +238,7 @@ class Stage:
         return (self.index > 0 and self._has_room()) or any(a > b for a, b in pairwise(self._went))
 
     def _may_return(self) -> bool:
-        """Whether a gradient can be on its way: into the last chunk, or from one chunk here to the one before."""
+        """Whether a gradient can be on its way: into the last chunk, or from a chunk to the one before."""
         is_end = self.is_last(self.flow.chunks - 1)
         return (not is_end and self._went[-1] > self._back[-1]) or any(a < b for a, b in pairwise(self._back))
 

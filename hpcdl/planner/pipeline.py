@@ -1,6 +1,6 @@
 """How long a pipeline takes: the engine's own state machine driven by a clock, and a closed form of it.
 
-Every stage works off messages in the order of their arrival; a message takes ``hop`` seconds and the
+Every rank takes what has arrived, gradients and activations in turn; a message takes ``hop`` seconds and the
 sender does not wait for it (Singh and Bhatele, IPDPS 2022). With T_i the time of one microbatch on stage i,
 m microbatches and p stages, of which at most p microbatches are in flight, the busiest stage paces the
 pipeline, or else a microbatch's round trip:
@@ -8,9 +8,10 @@ pipeline, or else a microbatch's round trip:
     trip = Σ T_i + 2(p-1)·hop
     time ≈ trip + (m-1)·max_i T_i + max(0, m-p)·max(0, trip/p - max_i T_i)
 
-With equal stages and free messages this is the (m-1+p)·T of 1F1B, and exact for up to four stages, or with
-m <= p. Deeper pipelines meet their messages in an order that 1F1B would not choose: the state machine
-takes up to a fifth longer there (tests/planner/test_planner_pipeline.py).
+With equal stages and free messages this is the (m-1+p)·T of 1F1B. The state machine takes just that where a
+backward takes one, two or three forwards, and up to a twelfth more at other ratios (up to twelve stages, in
+tests/planner/test_planner_pipeline.py). The closed form knows neither interleaving nor deferral; ``simulate``
+does.
 """
 
 from __future__ import annotations

@@ -205,7 +205,8 @@ class Pass:
             torch.autograd.backward(outputs, gradients)
             later.settle()
             later.deferring = False
-        self._owed[key] = later.take()
+        if self._flow.defer_weights:
+            self._owed[key] = later.take()
         if not self._stage.is_first(chunk):
             self._outgoing[key] = tuple(map(_gradient, filter(self._learns, flight.incoming)))
 
