@@ -28,6 +28,7 @@ class StepRecord:
     grad_norm: float = 0.0  # before clipping, over all ranks
     learning_rate: float = 0.0
     time: float = 0.0  # Unix time at the end of the step
+    validation_loss: float | None = None  # on held-out sequences, in steps that end with an evaluation
 
 
 @dataclass(frozen=True)

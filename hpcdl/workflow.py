@@ -88,11 +88,8 @@ def _size(request: Request) -> list[str]:
 
 
 def _anchored(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment with its data path absolute: relative paths are relative to the file."""
-    if experiment.data.path is None:
-        return experiment
-    path = (folder / Path(experiment.data.path).expanduser()).absolute()
-    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"path": str(path)})})
+    """The experiment with its data paths absolute: relative paths are relative to the file."""
+    return experiment.model_copy(update={"data": experiment.data.anchored(folder)})
 
 
 def prepare(study: Study, runs: Path) -> RunFolder:
@@ -129,12 +126,12 @@ def check_ready(study: Study) -> None:
         UsageError, InfeasibleError, SiteError: the data, a limit of the queue, or the engine's libraries.
     """
     layout(study.experiment.resources, study.site)
-    path = study.experiment.data.path
-    if path is not None and not Path(path).exists():
-        raise UsageError(
-            f"data.path {path} does not exist",
-            "paths are relative to the experiment file; check data.path in it",
-        )
+    for key, path in study.experiment.data.paths.items():
+        if not Path(path).exists():
+            raise UsageError(
+                f"{key} {path} does not exist",
+                f"paths are relative to the experiment file; check {key} in it",
+            )
     if _python(study.site) == sys.executable and importlib.util.find_spec("torch") is None:
         raise SiteError(
             f"the engine needs torch, which this Python ({sys.executable}) does not have",

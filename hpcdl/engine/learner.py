@@ -27,7 +27,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Outcome:
     """What one step was like, the same on all ranks."""
 
-    loss: float  # mean over the tokens of the whole batch
+    loss: float  # mean over the targets of the whole batch
     grad_norm: float  # before clipping
 
 
@@ -53,18 +53,30 @@ class Learner:
         self._optimizer = AdamW(self.gradients.slots, training.optimizer)
         self._seat = Seat(transport, self.topology, self.groups.team)
         self._clip = training.optimizer.clip
-        self._loss_scale = 1 / (training.global_batch * model.sequence)
+        self._targets = training.global_batch * model.sequence
         self.device = device
 
     def step(
-        self, step: int, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, learning_rate: float
+        self,
+        step: int,
+        inputs_BL: torch.Tensor,
+        targets_BL: torch.Tensor,
+        learning_rate: float,
+        counted: int | None = None,
     ) -> Outcome:
         """Train on this rank's share of one batch.
+
+        Args:
+            step: the first is 1.
+            inputs_BL: tokens.
+            targets_BL: the token after each; a negative one is ignored.
+            learning_rate: of this step.
+            counted: targets of the whole batch that are not ignored; all if not given.
 
         Raises:
             EngineError: the loss or the gradient is not a finite number; nothing is updated.
         """
-        batch = self._cut(inputs_BL, targets_BL)
+        batch = self._cut(inputs_BL, targets_BL, 1 / (counted or self._targets))
         self.gradients.begin(batch.microbatches)
         loss = Pass(self._seat, self.stage, batch).run()
         self.gradients.finish()
@@ -72,13 +84,13 @@ class Learner:
         self._optimizer.step(learning_rate, clip.scale(outcome.grad_norm, self._clip))
         return outcome
 
-    def _cut(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> Batch:
-        """Microbatches of this rank's share."""
+    def _cut(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, loss_scale: float) -> Batch:
+        """Microbatches of this rank's share; ``loss_scale`` is what the loss of a token weighs."""
         size = self.topology.decomposition.microbatch
         inputs_MBL, targets_MBL = (
             rows_BL.to(self.device).view(-1, size, rows_BL.shape[1]) for rows_BL in (inputs_BL, targets_BL)
         )
-        return Batch(inputs_MBL, targets_MBL, self._loss_scale)
+        return Batch(inputs_MBL, targets_MBL, loss_scale)
 
     def _agree(self, step: int, loss: torch.Tensor) -> Outcome:
         """Loss and gradient norm of the whole world, in one all-reduce."""

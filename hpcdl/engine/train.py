@@ -9,12 +9,16 @@ from dataclasses import dataclass
 import torch
 
 from hpcdl.engine.checkpoint.sharded import Checkpoints
-from hpcdl.engine.data.loader import Batches
+from hpcdl.engine.data.loader import Batches, Portion, Share
+from hpcdl.engine.data.prefetch import prefetched
+from hpcdl.engine.data.prepare import Prepared
+from hpcdl.engine.evaluation import mean_loss
 from hpcdl.engine.learner import Learner, Outcome
 from hpcdl.engine.metrics import Recorder
 from hpcdl.engine.optim.schedule import learning_rate
 from hpcdl.engine.ranks import Place
 from hpcdl.engine.rendezvous import meet
+from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Transport
 from hpcdl.engine.transport.dist import DistTransport
 from hpcdl.errors import EngineError
@@ -94,6 +98,12 @@ def _open_mpi(run: ResolvedRun, place: Place) -> Transport:
     return transport
 
 
+def _share(topology: Topology) -> Share:
+    """What a rank takes of every batch."""
+    d = topology.decomposition
+    return Share(topology.batch_shard, d.batch_shards, d.microbatch, topology.is_first or topology.is_last)
+
+
 @dataclass
 class _Progress:
     """How far training has come."""
@@ -117,10 +127,14 @@ class Training:
         self._settings = run.experiment.training
         self._transport = transport
         self._recorder = recorder
-        model = run.experiment.model
-        self._batches = Batches(run.experiment.data, self._settings, model.sequence)
+        prepared = Prepared(folder.data, run.experiment.data, run.experiment.model)
+        # Before the learner is built: data that cannot be used should be told at once.
+        made = prepared.make() if transport.rank == 0 else 0
         self._learner = Learner(run.experiment, run.decomposition, transport, device)
-        self._tokens = self._settings.global_batch * model.sequence
+        sources = prepared.open(self._learner.groups.world.agree(made, device))
+        self._batches = Batches(sources, run.experiment, _share(self._learner.topology))
+        self._held_out = self._batches.held_out() if run.experiment.evaluation.every else []
+        self._tokens = self._settings.global_batch * run.experiment.model.sequence
         self._checkpoints = Checkpoints(
             folder.checkpoints, run.decomposition, transport.rank, run.experiment.checkpoint.keep
         )
@@ -130,24 +144,32 @@ class Training:
         """Every step that is left."""
         self._restore()
         self._announce(place)
-        steps = self._settings.steps
-        for step in range(self._progress.step + 1, steps + 1):
-            self._step(step)
-            every = self._experiment.checkpoint.every
-            if every and (step % every == 0 or step == steps):
-                self._save()
+        steps = range(self._progress.step + 1, self._settings.steps + 1)
+        with prefetched(self._batches.rows, steps, self._experiment.data.prefetch) as batches:
+            for step, rows in zip(steps, batches, strict=True):
+                self._step(step, rows)
+                every = self._experiment.checkpoint.every
+                if every and (step % every == 0 or step == steps[-1]):
+                    self._save()
         self._recorder.event("finished", step=self._progress.step, loss=self._progress.loss)
 
-    def _step(self, step: int) -> None:
+    def _step(self, step: int, rows: Portion) -> None:
         start = time.perf_counter()
-        topology = self._learner.topology
-        rows = self._batches.rows(step, topology.batch_shard, topology.decomposition.batch_shards)
         rate = learning_rate(self._settings.optimizer, step, self._settings.steps)
-        outcome = self._learner.step(step, *rows, rate)
+        outcome = self._learner.step(step, rows.inputs_BL, rows.targets_BL, rate, rows.counted)
         self._progress = _Progress(step, outcome.loss)
-        self._record(outcome, rate, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self._record(outcome, rate, seconds, self._validation_loss(step))
 
-    def _record(self, outcome: Outcome, rate: float, seconds: float) -> None:
+    def _validation_loss(self, step: int) -> float | None:
+        """On the held-out sequences, after the steps that end with an evaluation."""
+        if not self._experiment.evaluation.due(step, self._settings.steps):
+            return None
+        loss = mean_loss(self._learner, self._held_out)  # type: ignore[arg-type]
+        self._recorder.event("evaluated", step=step, loss=loss)
+        return loss
+
+    def _record(self, outcome: Outcome, rate: float, seconds: float, validation_loss: float | None) -> None:
         self._recorder.step(
             StepRecord(
                 step=self._progress.step,
@@ -158,6 +180,7 @@ class Training:
                 grad_norm=outcome.grad_norm,
                 learning_rate=rate,
                 time=time.time(),
+                validation_loss=validation_loss,
             )
         )
 
