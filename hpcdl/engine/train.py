@@ -100,8 +100,8 @@ def _open_mpi(run: ResolvedRun, place: Place) -> Transport:
 
 def _share(topology: Topology) -> Share:
     """What a rank takes of every batch."""
-    d = topology.decomposition
-    return Share(topology.batch_shard, d.batch_shards, d.microbatch, topology.is_first or topology.is_last)
+    reads = topology.is_first or topology.is_last
+    return Share(topology.batch_shard, topology.decomposition.batch_shards, reads)
 
 
 @dataclass

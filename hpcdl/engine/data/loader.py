@@ -35,13 +35,11 @@ class Share:
     Args:
         shard: which of ``shards`` parts.
         shards: parts of a batch.
-        microbatch: rows that are computed together.
         reads: whether the rank looks at tokens at all; stages in the middle of a pipeline do not.
     """
 
     shard: int = 0
     shards: int = 1
-    microbatch: int = 1
     reads: bool = True
 
 
@@ -71,9 +69,10 @@ class Batches:
         trained = sequences - math.ceil(sequences * share)
         name, length = source.path or source.source, self._experiment.model.sequence
         if not sequences:
+            fit = self._experiment.data.packing == "fit"
+            short = "no document of two" if fit else f"less than one sequence of {length} and its target"
             raise EngineError(
-                f"the {source.source} in {name} has {self._sources[index].tokens} tokens, less than one "
-                f"sequence of {length} and its target",
+                f"the {source.source} in {name} has {self._sources[index].tokens} tokens, {short}",
                 "give more of it, or a smaller model.sequence",
             )
         if not trained:
@@ -99,22 +98,21 @@ class Batches:
         Sources have the shares that they have in training, and no sequence is taken twice.
 
         Raises:
-            EngineError: there is less than one microbatch for each batch shard.
+            EngineError: there is less than one sequence for each batch shard.
         """
         wanted = self._experiment.evaluation.sequences
         sources, positions = self._mixture.at(np.arange(wanted))
         indices = np.array(self._trained)[sources] + positions
         there = indices < np.array([len(source) for source in self._sources])[sources]
         available = wanted if there.all() else int(np.argmin(there))
-        unit = self._share.shards * self._share.microbatch
-        if available < unit:
+        shards = self._share.shards
+        if available < shards:
             raise EngineError(
-                f"{available} sequences to evaluate on are not enough for {self._share.shards} batch shards "
-                f"of at least {self._share.microbatch}",
-                f"set evaluation.sequences to {unit} or more, and data.validation to hold out as many",
+                f"{available} held-out sequences to evaluate on are not one for each of {shards} shards",
+                f"set evaluation.sequences to {shards} or more, and data.validation to hold out as many",
             )
         batch = self._experiment.training.global_batch
-        cuts = range(0, available // unit * unit, batch)
+        cuts = range(0, available // shards * shards, batch)
         ends = [min(start + batch, cuts.stop) for start in cuts]
         return [self._read(sources[a:b], indices[a:b]) for a, b in zip(cuts, ends, strict=True)]
 

@@ -48,7 +48,7 @@ def pack(ends: Integers, window: int) -> Packing:
 
 
 def _pieces(ends: Integers, window: int) -> Integers:
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+    starts = np.concatenate([[0], ends])[:-1].astype(np.int64)
     targets = ends - starts - 1
     cuts = -(-targets // window)
     within = np.arange(cuts.sum()) - np.repeat(np.cumsum(cuts) - cuts, cuts)
