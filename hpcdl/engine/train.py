@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from hpcdl.engine.checkpoint.sharded import Checkpoints
 from hpcdl.engine.data.loader import Batches, Portion, Share
 from hpcdl.engine.data.prefetch import prefetched
-from hpcdl.engine.data.prepare import Prepared
+from hpcdl.engine.data.prepare import Prepared, agreed
 from hpcdl.engine.evaluation import mean_loss
 from hpcdl.engine.learner import Learner, Outcome
 from hpcdl.engine.metrics import Recorder
@@ -128,10 +129,12 @@ class Training:
         self._transport = transport
         self._recorder = recorder
         prepared = Prepared(folder.data, run.experiment.data, run.experiment.model)
-        # Before the learner is built: data that cannot be used should be told at once.
-        made = prepared.make() if transport.rank == 0 else 0
+        worker = ThreadPoolExecutor(max_workers=1)
+        making = worker.submit(prepared.make if transport.rank == 0 else int)
         self._learner = Learner(run.experiment, run.decomposition, transport, device)
-        sources = prepared.open(self._learner.groups.world.agree(made, device))
+        world = self._learner.groups.world
+        sources = prepared.open(agreed(making, lambda number: world.agree(number, device)))
+        worker.shutdown()
         self._batches = Batches(sources, run.experiment, _share(self._learner.topology))
         self._held_out = self._batches.held_out() if run.experiment.evaluation.every else []
         self._tokens = self._settings.global_batch * run.experiment.model.sequence

@@ -5,22 +5,27 @@ import math
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from engine_worlds import in_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hpcdl.engine.data.loader import Batches, Share
 from hpcdl.engine.data.prefetch import prefetched
-from hpcdl.engine.data.prepare import Prepared
+from hpcdl.engine.data.prepare import Prepared, agreed
 from hpcdl.engine.data.shards import Row, open_shard
 from hpcdl.engine.data.windows import Chain
 from hpcdl.engine.evaluation import mean_loss
+from hpcdl.engine.groups import make_groups
+from hpcdl.engine.topology import Topology
 from hpcdl.errors import EngineError
+from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
 
 VOCAB = 2**16
@@ -365,6 +370,35 @@ def test_prepared_data_that_a_rank_cannot_see_are_named(tmp_path):
     told = experiment({"source": "stdlib"})
     with pytest.raises(EngineError, match=r"cannot read .*0000007/sources\.json"):
         Prepared(tmp_path, told.data, told.model).open(7)
+
+
+def test_ranks_wait_for_rank_0_however_long_it_takes():
+    """Each question is answered soon, so no single operation runs into the time limit of a transport."""
+    asked = []
+
+    def work(transport):
+        groups = make_groups(transport, Topology(Decomposition(data=2), transport.rank), tied=False)
+
+        def of_rank_0(number):
+            asked.append(number)
+            return groups.world.agree(number, torch.device("cpu"))
+
+        with ThreadPoolExecutor(1) as worker:
+            slow = worker.submit(lambda: time.sleep(0.3) or 42)
+            return agreed(slow if transport.rank == 0 else worker.submit(int), of_rank_0, 0.05)
+
+    assert in_threads(2, work) == [42, 42]
+    assert asked.count(-1) >= 3
+
+
+def test_what_rank_0_cannot_prepare_is_raised_on_rank_0():
+    def work(transport):
+        return agreed(failed, lambda number: number)
+
+    failed = Future()
+    failed.set_exception(EngineError("no such data"))
+    with pytest.raises(EngineError, match="no such data"):
+        in_threads(1, work)
 
 
 # --- in advance

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hpcdl.spec.data import Data
 from hpcdl.spec.model import Model
 
 _TABLE = "sources.json"
+_UNFINISHED = -1
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,24 @@ class Prepared:
         if fit:
             save_packing(pack(documents.ends, self.model.sequence), folder / str(index))
         return documents.shards
+
+
+def agreed(making: Future[int], of_rank_0: Callable[[int], int], every_s: float = 5.0) -> int:
+    """The number that rank 0 makes, on every rank; all of them call this.
+
+    Rank 0 tells again and again how it stands, so no operation lasts longer than a transport allows,
+    however long the text is.
+
+    Args:
+        making: finished or under way; only that of rank 0 counts.
+        of_rank_0: called by every rank; returns the number that rank 0 called it with.
+        every_s: how often rank 0 tells.
+    """
+    while True:
+        finished, _ = wait([making], timeout=every_s)
+        number = of_rank_0(making.result() if finished else _UNFINISHED)
+        if number != _UNFINISHED:
+            return number
 
 
 def _stamp(path: Path) -> tuple[int, int]:
