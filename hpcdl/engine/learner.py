@@ -14,6 +14,7 @@ from hpcdl.engine.optim import clip
 from hpcdl.engine.optim.adamw import AdamW
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
 from hpcdl.engine.tensor.parameters import Numerics, Part
+from hpcdl.engine.timeline import Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Reduction, Transport
 from hpcdl.errors import EngineError
@@ -51,9 +52,9 @@ class Learner:
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         self.gradients = Gradients(self.stage.held, self.topology, self.groups, training.chunk_mib)
         self._optimizer = AdamW(self.gradients.slots, training.optimizer)
-        self._seat = Seat(transport, self.topology, self.groups.team)
+        self.timeline = Timeline()
+        self._seat = Seat(transport, self.topology, self.groups.team, self.timeline)
         self._clip = training.optimizer.clip
-        self._targets = training.global_batch * model.sequence
         self.device = device
 
     def step(
@@ -76,7 +77,7 @@ class Learner:
         Raises:
             EngineError: the loss or the gradient is not a finite number; nothing is updated.
         """
-        batch = self._cut(inputs_BL, targets_BL, 1 / (counted or self._targets))
+        batch = self._cut(inputs_BL, targets_BL, step, counted)
         self.gradients.begin(batch.microbatches)
         loss = Pass(self._seat, self.stage, batch).run()
         self.gradients.finish()
@@ -84,13 +85,26 @@ class Learner:
         self._optimizer.step(learning_rate, clip.scale(outcome.grad_norm, self._clip))
         return outcome
 
-    def _cut(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, loss_scale: float) -> Batch:
-        """Microbatches of this rank's share; ``loss_scale`` is what the loss of a token weighs."""
-        size = self.topology.decomposition.microbatch
-        inputs_MBL, targets_MBL = (
-            rows_BL.to(self.device).view(-1, size, rows_BL.shape[1]) for rows_BL in (inputs_BL, targets_BL)
+    def evaluate(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> float:
+        """Mean loss a token over a batch of which every shard has equally many rows; nothing is learned."""
+        loss = Pass(self._seat, self.stage, self._cut(inputs_BL, targets_BL, step=None)).run()
+        total = loss.double() if self.topology.reports_loss else torch.zeros_like(loss).double()
+        self.groups.world.all_reduce(total).wait()
+        return float(total.item())
+
+    def _cut(
+        self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, step: int | None, counted: int | None = None
+    ) -> Batch:
+        """Microbatches of this rank's share; ``counted`` targets of the whole batch weigh alike."""
+        decomposition = self.topology.decomposition
+        inputs, targets = (
+            torch.split(rows_BL.to(self.device), decomposition.microbatch)
+            for rows_BL in (inputs_BL, targets_BL)
         )
-        return Batch(inputs_MBL, targets_MBL, loss_scale)
+        tokens = inputs_BL.numel() * decomposition.batch_shards
+        return Batch(
+            inputs, targets, 1 / (counted or tokens), self.topology.batch_shard * len(inputs_BL), step
+        )
 
     def _agree(self, step: int, loss: torch.Tensor) -> Outcome:
         """Loss and gradient norm of the whole world, in one all-reduce."""

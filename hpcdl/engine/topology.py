@@ -42,7 +42,7 @@ class Topology:
 
     @property
     def stage(self) -> int:
-        """The pipeline stage of this rank."""
+        """The place of this rank in its pipeline."""
         return self.coordinate.pipeline
 
     @property
@@ -56,14 +56,14 @@ class Topology:
         return self.stage == self.decomposition.pipeline - 1
 
     @property
-    def previous(self) -> int | None:
-        """The rank that sends activations here, if any."""
-        return None if self.is_first else self.group("pipeline")[self.stage - 1]
+    def previous(self) -> int:
+        """The rank before this one in the ring of its pipeline: it sends activations here."""
+        return self.group("pipeline")[self.stage - 1]
 
     @property
-    def next(self) -> int | None:
-        """The rank that sends gradients here, if any."""
-        return None if self.is_last else self.group("pipeline")[self.stage + 1]
+    def next(self) -> int:
+        """The rank after this one in the ring of its pipeline: it sends gradients here."""
+        return self.group("pipeline")[(self.stage + 1) % self.decomposition.pipeline]
 
     @property
     def ends(self) -> tuple[int, ...]:

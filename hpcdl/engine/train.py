@@ -168,7 +168,7 @@ class Training:
         """On the held-out sequences, after the steps that end with an evaluation."""
         if not self._experiment.evaluation.due(step, self._settings.steps):
             return None
-        loss = mean_loss(self._learner, self._held_out)  # type: ignore[arg-type]
+        loss = mean_loss(self._learner, self._held_out)
         self._recorder.event("evaluated", step=step, loss=loss)
         return loss
 

@@ -16,14 +16,14 @@ takes up to a fifth longer there (tests/planner/test_planner_pipeline.py).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
 
 from hpcdl.planner.space import Floats, Ints
-from hpcdl.stage import Action, Kind, Message, Operation, Stage
+from hpcdl.stage import Action, Flow, Kind, Message, Operation, Stage
 
 
 @dataclass(frozen=True)
@@ -58,52 +58,87 @@ class Pipeline:
         return seconds
 
 
+Hop = float | Callable[[], float]
+
+
 @dataclass
 class _Clock:
-    """Stages that work off their messages in order of arrival."""
+    """Ranks that each do one thing at a time, and the messages under way between them."""
 
     stages: list[Stage]
-    forward: Sequence[float]
-    backward: Sequence[float]
-    hop: float
+    seconds: dict[Operation, Sequence[float]]  # of each virtual stage
+    hop: Hop
     free_at: list[float]
-    arrivals: list[tuple[float, int, int, Message]] = field(default_factory=list)
+    events: list[tuple[float, int, int, Message | None]] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=count)
+    sent: dict[tuple[int, Kind], float] = field(default_factory=dict)
 
-    def perform(self, index: int, now: float, actions: list[Action]) -> None:
-        """Do ``actions`` on stage ``index`` from ``now`` on, and post what they send."""
-        for action in actions:
-            if action.operation is Operation.FORWARD:
-                now += self.forward[index]
-            elif action.operation is Operation.BACKWARD:
-                now += self.backward[index]
-            elif action.operation is Operation.SEND_ACTIVATION:
-                self._post(now, index + 1, Message(Kind.ACTIVATION, action.microbatch))
-            else:
-                self._post(now, index - 1, Message(Kind.GRADIENT, action.microbatch))
+    def run(self) -> float:
+        """Seconds until nothing is left."""
+        for stage in self.stages:
+            self._wake(0.0, stage.index, None)
+        while self.events:
+            now = self.events[0][0]
+            for index in dict.fromkeys(self._happen(now)):
+                self._work(index, now)
+        return max(self.free_at)
+
+    def _wake(self, when: float, index: int, message: Message | None) -> None:
+        heapq.heappush(self.events, (when, next(self.numbers), index, message))
+
+    def _happen(self, now: float) -> Iterator[int]:
+        """Deliver everything that arrives at ``now``; the ranks that see something."""
+        while self.events and self.events[0][0] == now:
+            _, _, index, message = heapq.heappop(self.events)
+            if message:
+                self.stages[index].arrive(message)
+            yield index
+
+    def _work(self, index: int, now: float) -> None:
+        stage = self.stages[index]
+        cause = stage.choose() if self.free_at[index] <= now else None
+        if cause is None:
+            return
+        for action in stage.take(cause):
+            now = self._perform(stage, now, action)
         self.free_at[index] = now
+        self._wake(now, index, None)
 
-    def _post(self, now: float, stage: int, message: Message) -> None:
-        heapq.heappush(self.arrivals, (now + self.hop, next(self.numbers), stage, message))
+    def _perform(self, stage: Stage, now: float, action: Action) -> float:
+        if action.operation in self.seconds:
+            virtual = action.chunk * stage.flow.ranks + stage.index
+            return now + self.seconds[action.operation][virtual]
+        index, message = stage.addressed(action)
+        channel = stage.index, message.kind
+        # Messages from one rank to another do not overtake each other.
+        under_way = self.hop if isinstance(self.hop, float | int) else self.hop()
+        arrival = max(now + under_way, self.sent.get(channel, 0.0))
+        self.sent[channel] = arrival
+        self._wake(arrival, index, message)
+        return now
 
 
 def simulate(
-    forward: Sequence[float], backward: Sequence[float], microbatches: int, hop: float = 0.0
+    flow: Flow,
+    forward: Sequence[float],
+    backward: Sequence[float],
+    weight: Sequence[float] | None = None,
+    hop: Hop = 0.0,
 ) -> float:
-    """Seconds from the first forward to the last backward, by driving a ``Stage`` for each entry.
+    """Seconds from the first forward to the end of the last backward, by driving a ``Stage`` for each rank.
 
     Args:
-        forward: seconds of one microbatch's forward on each stage.
-        backward: the same for its backward, recomputation included.
-        microbatches: how many a batch has.
-        hop: seconds that a message is under way.
+        flow: the pipeline and the batch.
+        forward: seconds of one microbatch's forward on each virtual stage.
+        backward: the same for its whole backward, recomputation included.
+        weight: what of ``backward`` is for gradients of weights, and is deferred if ``flow`` says so.
+        hop: seconds that a message is under way, or what draws them.
     """
-    size = len(forward)
-    stages = [Stage(index, size, microbatches) for index in range(size)]
-    clock = _Clock(stages, forward, backward, hop, free_at=[0.0] * size)
-    for stage in stages:
-        clock.perform(stage.index, 0.0, stage.start())
-    while clock.arrivals:
-        arrived, _, index, message = heapq.heappop(clock.arrivals)
-        clock.perform(index, max(arrived, clock.free_at[index]), stages[index].receive(message))
-    return max(clock.free_at)
+    deferred = list(weight or [0.0] * len(forward)) if flow.defer_weights else [0.0] * len(forward)
+    seconds = {
+        Operation.FORWARD: forward,
+        Operation.BACKWARD: [whole - later for whole, later in zip(backward, deferred, strict=True)],
+        Operation.WEIGHT: deferred,
+    }
+    stages = [Stage(index, flow) for index in range(flow.ranks)]
+    return _Clock(stages, seconds, hop, free_at=[0.0] * flow.ranks).run()

@@ -58,8 +58,8 @@ class Candidates:
         return self.x * self.y * self.z
 
     def microbatches(self, global_batch: int) -> Ints:
-        """Microbatches a pipeline runs in one step; one where the batch is too small for even that."""
-        count: Ints = np.maximum(1, global_batch // (self.batch_shards * self.microbatch))
+        """Microbatches a pipeline runs in one step; the last may be smaller."""
+        count: Ints = -(-global_batch // (self.batch_shards * self.microbatch))
         return count
 
     def inner(self, axis: str) -> Ints:

@@ -88,8 +88,8 @@ class Decomposition(Frozen):
         return self.data * self.z
 
     def microbatches(self, global_batch: int) -> int:
-        """Microbatches a pipeline runs in one step of ``global_batch`` sequences."""
-        return global_batch // (self.batch_shards * self.microbatch)
+        """Microbatches a pipeline runs in one step of ``global_batch`` sequences; the last may be smaller."""
+        return -(-global_batch // (self.batch_shards * self.microbatch))
 
     def coordinate(self, rank: int) -> Coordinate:
         """Where ``rank`` sits.
@@ -156,8 +156,14 @@ def _shards_evenly(d: Any, model: Model) -> Any:
 RULES: tuple[Rule, ...] = (
     Rule(
         "global_batch",
-        lambda d, model, batch: batch % (d.data * d.z * d.microbatch) == 0,
-        "global_batch {batch} is not divisible by data {d.data} × z {d.z} × microbatch {d.microbatch}",
+        lambda d, model, batch: batch % (d.data * d.z) == 0,
+        "global_batch {batch} is not divisible by data {d.data} × z {d.z}",
+    ),
+    Rule(
+        "microbatch",
+        lambda d, model, batch: d.microbatch * d.data * d.z <= batch,
+        "microbatch {d.microbatch} is more than a rank's share of global_batch {batch} over data {d.data} × "
+        "z {d.z}",
     ),
     Rule(
         "layers",
@@ -194,16 +200,6 @@ RULES: tuple[Rule, ...] = (
 """What every decomposition of a model must satisfy, whatever engine runs it."""
 
 ENGINE_RULES: tuple[Rule, ...] = (
-    Rule(
-        "engine: interleave",
-        lambda d, model, batch: d.interleave == 1,
-        "interleave {d.interleave}: the bundled engine does not run interleaved virtual stages yet, only 1",
-    ),
-    Rule(
-        "engine: defer_weights",
-        lambda d, model, batch: d.defer_weights <= 0,
-        "defer_weights: the bundled engine does not defer weight gradients yet",
-    ),
     Rule(
         "engine: zero",
         lambda d, model, batch: d.zero == 0,

@@ -47,7 +47,7 @@ def test_a_setting_that_is_wrong_names_the_flag(hpcdl, tiny):
 def test_a_batch_that_does_not_divide_names_all_factors(hpcdl, tiny):
     result = hpcdl("submit", tiny, "--set", "training.global_batch=9")
     assert result.code == 3
-    assert "global_batch 9 is not divisible by data 2 × z 1 × microbatch 1" in result.err
+    assert "global_batch 9 is not divisible by data 2 × z 1" in result.err
 
 
 def test_a_product_that_is_not_the_gpu_count_names_all_factors(hpcdl, tiny):

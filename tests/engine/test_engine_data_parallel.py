@@ -48,10 +48,12 @@ def test_reductions_start_before_backward_ends_and_in_one_order():
     def work(transport):
         stage, gradients = prepared(transport, Decomposition(data=2))
         gradients.begin(microbatches=2)
-        stage(tokens(1), tokens(2)).backward()
+        stage.chunks[0](tokens(1), tokens(2)).backward()
         before = len(transport.log)
-        stage.embedding.register_forward_hook(lambda _module, _inputs, output: mark(transport.log, output))
-        stage(tokens(3), tokens(4)).backward()
+        stage.chunks[0].embedding.register_forward_hook(
+            lambda _module, _inputs, output: mark(transport.log, output)
+        )
+        stage.chunks[0](tokens(3), tokens(4)).backward()
         gradients.finish()
         return before, transport.log
 
@@ -71,11 +73,11 @@ def test_gradients_accumulate_in_fp32_over_microbatches(dtype):
         single = []
         for seed in range(4):
             gradients.begin(microbatches=1)
-            stage(tokens(seed), tokens(seed + 10)).backward()
+            stage.chunks[0](tokens(seed), tokens(seed + 10)).backward()
             single.append([slot.gradient.clone() for slot in gradients.slots])
         gradients.begin(microbatches=4)
         for seed in range(4):
-            stage(tokens(seed), tokens(seed + 10)).backward()
+            stage.chunks[0](tokens(seed), tokens(seed + 10)).backward()
         return gradients.slots, [sum(parts) for parts in zip(*single, strict=True)]
 
     ((slots, sums),) = in_threads(1, work)
@@ -92,7 +94,7 @@ def test_a_sum_over_data_is_made_once_a_batch():
         seen = []
         for _ in range(2):
             gradients.begin(microbatches=1)
-            stage(tokens(transport.rank), tokens(5)).backward()
+            stage.chunks[0](tokens(transport.rank), tokens(5)).backward()
             gradients.finish()
             seen.append([slot.gradient.clone() for slot in gradients.slots])
         return seen

@@ -45,7 +45,7 @@ def test_forward_flops_are_as_many_as_the_spec_counts(model):
     named = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop.__wrapped__}
     counter = FlopCounterMode(display=False, custom_mapping=named)
     with counter:
-        serial(model)(tokens, tokens)
+        serial(model).chunks[0](tokens, tokens)
     assert counter.get_total_flops() == 3 * model.forward_flops
 
 
@@ -55,7 +55,7 @@ def test_first_loss_is_that_of_a_uniform_guess(model):
     tokens = torch.randint(
         0, model.vocab, (4, model.sequence + 1), generator=torch.Generator().manual_seed(0)
     )
-    loss = serial(model)(tokens[:, :-1], tokens[:, 1:]) / tokens[:, 1:].numel()
+    loss = serial(model).chunks[0](tokens[:, :-1], tokens[:, 1:]) / tokens[:, 1:].numel()
     assert loss.item() == pytest.approx(torch.tensor(float(model.vocab)).log().item(), rel=0.05)
 
 
@@ -66,14 +66,14 @@ def test_later_tokens_do_not_change_earlier_losses(model):
     tokens = torch.randint(0, model.vocab, (1, model.sequence), generator=torch.Generator().manual_seed(0))
     changed = tokens.clone()
     changed[0, -1] = (changed[0, -1] + 1) % model.vocab
-    stream, other = (run_layers(stage, batch) for batch in (tokens, changed))
+    stream, other = (run_layers(stage.chunks[0], batch) for batch in (tokens, changed))
     assert torch.equal(stream[:, :-1], other[:, :-1])
     assert not torch.equal(stream[:, -1], other[:, -1])
 
 
-def run_layers(stage, tokens):
-    stream = stage.embedding(tokens)
-    for layer in stage.layers:
+def run_layers(chunk, tokens):
+    stream = chunk.embedding(tokens)
+    for layer in chunk.layers:
         stream = layer(stream)
     return stream
 
@@ -104,7 +104,7 @@ def test_recomputation_keeps_fewer_tensors():
         ]
         tokens = torch.zeros(1, LLAMA.sequence, dtype=torch.long)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-            stage(tokens, tokens)
+            stage.chunks[0](tokens, tokens)
         return sum(kept)
 
     assert saved("full") < saved("none") / 2

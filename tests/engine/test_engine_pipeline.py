@@ -8,11 +8,12 @@ from hpcdl.engine.groups import make_groups
 from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
 from hpcdl.engine.tensor.parameters import Numerics
+from hpcdl.engine.timeline import COMPUTE, Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.memory import MemoryTransport
 from hpcdl.spec.decomposition import Decomposition
 
-MICROBATCHES = 6
+ROWS = 7
 
 
 class Watched(MemoryTransport):
@@ -42,21 +43,16 @@ def one_pass(transport, decomposition):
     """Loss, gradients and what happened, in order, on one rank."""
     topology = Topology(decomposition, transport.rank)
     groups = make_groups(transport, topology, tied=False)
-    model = GPT.model_copy(update={"tied": False})
+    model = GPT.model_copy(update={"layers": 6, "tied": False})
     stage = build_stage(model, topology, groups, Numerics(torch.float32, torch.device("cpu"), 0))
-    tokens = torch.randint(
-        0, 256, (MICROBATCHES, 1, GPT.sequence + 1), generator=torch.Generator().manual_seed(0)
-    )
-    happened = []
-
-    def on_forward(_module, _inputs, output):
-        happened.append("forward")
-        output.register_hook(lambda _: happened.append("backward"))
-
-    stage.register_forward_hook(on_forward)
-    batch = Batch(tokens[..., :-1], tokens[..., 1:], loss_scale=0.1)
-    loss = Pass(Seat(transport, topology, groups.team), stage, batch).run()
-    return loss.item(), [(held, held.parameter.grad) for held in stage.held], happened
+    tokens = torch.randint(0, 256, (ROWS, GPT.sequence + 1), generator=torch.Generator().manual_seed(0))
+    inputs, targets = (part.split(decomposition.microbatch) for part in (tokens[:, :-1], tokens[:, 1:]))
+    timeline = Timeline()
+    timeline.recording = True
+    batch = Batch(inputs, targets, loss_scale=0.1, step=1)
+    loss = Pass(Seat(transport, topology, groups.team, timeline), stage, batch).run()
+    gradients = [(held, held.parameter.grad) for held in stage.held]
+    return loss.item(), gradients, [span.name for span in timeline.spans if span.category == COMPUTE]
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +61,27 @@ def serial():
     return loss, whole(Decomposition(), [gradients])
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(
-    "decomposition",
-    [Decomposition(pipeline=3), Decomposition(pipeline=3, x=2), Decomposition(pipeline=3, x=2, y=2)],
-    ids=str,
-)
-def test_any_order_of_delivery_gives_the_same_gradients(serial, decomposition, seed):
-    """Ranks of one stage see messages in different orders and still serve them in one."""
+PIPELINES = [
+    {"pipeline": 3}, {"pipeline": 3, "microbatch": 2}, {"pipeline": 3, "in_flight": 1},
+    {"pipeline": 2, "interleave": 3}, {"pipeline": 3, "interleave": 2, "microbatch": 3},
+    {"pipeline": 2, "interleave": 2, "in_flight": 1}, {"pipeline": 3, "in_flight": 7},
+    {"pipeline": 3, "x": 2}, {"pipeline": 3, "x": 2, "y": 2}, {"pipeline": 2, "interleave": 2, "x": 2},
+    {"pipeline": 2, "interleave": 3, "y": 2, "microbatch": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("defer", [False, True], ids=["whole", "deferred"])
+@pytest.mark.parametrize("degrees", PIPELINES, ids=str)
+def test_any_order_of_delivery_gives_the_same_gradients(serial, degrees, defer, seed):
+    """Ranks of one team see messages in different orders and still serve them in one."""
+    decomposition = Decomposition(**degrees, defer_weights=defer)
     answers = in_threads(
         decomposition.ranks,
         lambda transport: one_pass(transport, decomposition),
         lambda world, rank: Jittery(world, rank, seed),
     )
-    assert answers[-1][0] == pytest.approx(serial[0], rel=1e-5)
+    assert answers[decomposition.ranks - 1][0] == pytest.approx(serial[0], rel=1e-5)
     found = whole(decomposition, [answer[1] for answer in answers])
     for name, gradient in serial[1].items():
         assert (found[name] - gradient).abs().max() / gradient.abs().max() < 2e-6, name
@@ -103,11 +106,11 @@ def test_every_stage_runs_each_microbatch_and_holds_few(stages):
     for stage, (loss, _, happened) in enumerate(
         in_threads(stages, lambda transport: one_pass(transport, decomposition))
     ):
-        assert happened.count("forward") == happened.count("backward") == MICROBATCHES
-        assert happened[-1] == "backward"
+        names = [f"{word} 0.{microbatch}" for word in ("forward", "backward") for microbatch in range(ROWS)]
+        assert sorted(happened) == sorted(names)
         held = most = 0
-        for event in happened:
-            held += {"forward": 1, "backward": -1}[event]
+        for name in happened:
+            held += 1 if name.startswith("forward") else -1
             most = max(most, held)
         assert most <= stages
         assert (loss > 0) == (stage == stages - 1)

@@ -172,8 +172,11 @@ def test_an_explicit_decomposition_costs_what_the_search_says(perlmutter, experi
             "engine: zero",
             "zero 1: the bundled engine",
         ),
-        ({"data": 8, "microbatch": 3}, "global_batch", "global_batch 32 is not divisible by data 8"),
-        ({"data": 8, "microbatch": 64}, "global_batch", "global_batch 32 is not divisible by data 8"),
+        (
+            {"data": 8, "microbatch": 64},
+            "microbatch",
+            "microbatch 64 is more than a rank's share of global_batch 32",
+        ),
     ],
 )
 def test_an_explicit_decomposition_that_cannot_run_says_why(

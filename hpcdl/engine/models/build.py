@@ -14,30 +14,33 @@ from hpcdl.engine.tensor.dropout import Rows
 from hpcdl.engine.tensor.embedding import Embedding
 from hpcdl.engine.tensor.parameters import Factory, Held, Numerics
 from hpcdl.engine.topology import Topology
+from hpcdl.engine.transport.packet import Field, Signature
 from hpcdl.spec.model import Model
 from hpcdl.spec.partition import stage_layers
 
 
-class StageModel(nn.Module):
-    """The layers of one pipeline stage, with the embedding on the first and the head on the last.
+class Chunk(nn.Module):
+    """The layers of one virtual stage, with the embedding on the first and the head on the last.
 
-    ``held`` lists its parameters in the order of execution.
+    Args:
+        factory: makes this rank's parts.
+        model: the shape of the whole.
+        chunk: which of this rank's virtual stages.
     """
 
-    def __init__(self, factory: Factory, model: Model) -> None:
+    def __init__(self, factory: Factory, model: Model, chunk: int) -> None:
         super().__init__()
         topology, decomposition = factory.topology, factory.topology.decomposition
-        layers = stage_layers(model, decomposition.pipeline, topology.stage)
-        self.embedding = Embedding(factory, model) if topology.is_first else None
-        self.layers = nn.ModuleList(Layer(factory, index, model) for index in layers)
-        self.head = Head(factory, model, self.embedding) if topology.is_last else None
+        stages = decomposition.pipeline * decomposition.interleave
+        stage = chunk * decomposition.pipeline + topology.stage
+        self.embedding = Embedding(factory, model) if stage == 0 else None
+        self.layers = nn.ModuleList(
+            Layer(factory, index, model) for index in stage_layers(model, stages, stage)
+        )
+        self.head = Head(factory, model, self.embedding) if stage == stages - 1 else None
         self._through: Callable[[nn.Module, torch.Tensor], torch.Tensor] = (
             _recomputed if decomposition.recompute == "full" else _kept
         )
-        self.held: tuple[Held, ...] = tuple(factory.held)
-        self.later = factory.later
-        self.dtype = factory.numerics.dtype
-        self.width = model.hidden // decomposition.y
 
     def forward(
         self, incoming: torch.Tensor, targets_BL: torch.Tensor | None = None, rows: Rows | None = None
@@ -54,6 +57,23 @@ class StageModel(nn.Module):
             return stream_BLH
         loss: torch.Tensor = self.head(stream_BLH, targets_BL)
         return loss
+
+
+class StageModel(nn.Module):
+    """What one rank of a pipeline computes: its chunks, which are virtual stages, in their order.
+
+    ``held`` lists its parameters in the order of execution.
+    """
+
+    def __init__(self, factory: Factory, model: Model) -> None:
+        super().__init__()
+        decomposition, numerics = factory.topology.decomposition, factory.numerics
+        self.chunks = nn.ModuleList(Chunk(factory, model, chunk) for chunk in range(decomposition.interleave))
+        self.held: tuple[Held, ...] = tuple(factory.held)
+        self.later = factory.later
+        self.device = numerics.device
+        width = model.hidden // decomposition.y
+        self.signature: Signature = (Field((model.sequence, width), numerics.dtype),)
 
 
 def _kept(layer: nn.Module, stream_BLH: torch.Tensor) -> torch.Tensor:

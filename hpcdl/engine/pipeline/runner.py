@@ -1,43 +1,80 @@
-"""Running one batch through this rank's stage: the stage machine, driven by a transport.
+"""Running one batch through this rank's chunks: the stage machine, driven by a transport.
 
-``hpcdl.stage`` says what to do; this file does it. A receive of each direction is posted before
-anything is computed, and posted again before the message that arrived is computed on, so at most
-one is outstanding a direction (Singh and Bhatele, IPDPS 2022, section IV). Sends are not waited
-for until they must be finished: a gradient that comes back proves that its activation arrived.
+``hpcdl.stage`` says what to do and in which order; this file does it. Receives are posted before anything is
+computed (see ``mailbox``), and all that has arrived is shown to the machine before it chooses.
 
-Each direction is first in, first out, because every stage forwards in order of arrival. What can
-differ between the ranks of one stage is which *direction* is served first, and they must not
-differ, since they reduce over x, y and z while they compute. So where there is a choice, the first
-rank of the team makes it for all.
+Messages of one kind arrive in one order at all ranks of a team, since their senders are a team too. What can
+differ is which *kind* has arrived, or whether any has, and the ranks of a team must not differ in what they
+do, since they reduce over x, y and z while they compute. So where there is a choice, the first rank of the
+team makes it for all (docs/design/004).
+
+Evaluation runs the very same machine: what it sends back are messages without tensors, which say that the
+next microbatch may come.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import nn
 
 from hpcdl.engine.groups import Peers
-from hpcdl.engine.models.build import StageModel
+from hpcdl.engine.pipeline.mailbox import NUMBERS, Mail, Mailbox
+from hpcdl.engine.tensor.dropout import Rows
+from hpcdl.engine.tensor.later import Later, Work
+from hpcdl.engine.timeline import COMPUTE, IDLE, Timeline
 from hpcdl.engine.topology import Topology
-from hpcdl.engine.transport.base import Handle, Transport
-from hpcdl.stage import Action, Kind, Message, Operation, Stage
+from hpcdl.engine.transport.base import Transport
+from hpcdl.engine.transport.packet import Packet, Signature
+from hpcdl.stage import Action, Cause, Flow, Kind, Message, Operation, Stage
 
-_KINDS = (Kind.ACTIVATION, Kind.GRADIENT)
+_CAUSES = tuple(Cause)
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Chunks(Protocol):
+    """What a rank computes.
+
+    ``chunks`` are called with what comes from the stage before (a tensor, or a tuple if ``signature`` has
+    several), the targets and the ``Rows`` of a microbatch. They answer what goes to the stage after, in the
+    same form; the last one of the pipeline answers the summed loss.
+    """
+
+    chunks: nn.ModuleList
+    signature: Signature  # of what goes from stage to stage; a row is a sequence
+    device: torch.device
+    later: Later
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's share of one batch, cut into microbatches."""
+    """This rank's share of one batch, cut into microbatches; the last may have fewer rows."""
 
-    inputs_MBL: torch.Tensor
-    targets_MBL: torch.Tensor
+    inputs: Tensors
+    targets: Tensors
     loss_scale: float  # what a token's loss weighs: 1 / tokens of the whole batch
+    first: int = 0  # the place of the first row in the whole batch
+    step: int | None = None  # None: an evaluation, from which nothing is learned
 
     @property
     def microbatches(self) -> int:
         """How many."""
-        return len(self.inputs_MBL)
+        return len(self.inputs)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a backward."""
+        return self.step is not None
+
+    def rows(self, microbatch: int) -> Rows | None:
+        """Where a microbatch lies in the whole batch; None in an evaluation."""
+        if self.step is None:
+            return None
+        return Rows(self.step, self.first + microbatch * len(self.inputs[0]))
 
 
 @dataclass(frozen=True)
@@ -47,142 +84,171 @@ class Seat:
     transport: Transport
     topology: Topology
     team: Peers
-
-
-@dataclass(frozen=True)
-class _Posted:
-    handle: Handle
-    buffer: torch.Tensor
-    microbatch: int
+    timeline: Timeline
 
 
 @dataclass(frozen=True)
 class _Flight:
     """What a forward leaves for its backward."""
 
-    incoming: torch.Tensor
-    output: torch.Tensor
+    incoming: Tensors
+    outputs: Tensors
 
 
 class Pass:
-    """One batch on its way through one stage.
+    """One batch on its way through one rank.
 
     Args:
         seat: where this rank sits.
-        model: its stage.
+        model: what it computes.
         batch: its share of the batch; stages in the middle read only its shape.
     """
 
-    def __init__(self, seat: Seat, model: StageModel, batch: Batch) -> None:
-        topology = seat.topology
+    def __init__(self, seat: Seat, model: Chunks, batch: Batch) -> None:
         self._seat = seat
         self._model = model
         self._batch = batch
-        self._stage = Stage(topology.stage, topology.decomposition.pipeline, batch.microbatches)
-        self._posted: dict[Kind, _Posted] = {}
-        self._flights: dict[int, _Flight] = {}
-        self._arrived: dict[tuple[Kind, int], torch.Tensor] = {}
-        self._outgoing: dict[int, torch.Tensor] = {}
-        self._sends: dict[tuple[Kind, int], Handle] = {}
-        self.loss = torch.zeros((), device=batch.inputs_MBL.device)
+        self._flow = _flow(seat.topology, batch)
+        self._stage = Stage(seat.topology.stage, self._flow)
+        self._mailbox = Mailbox(
+            seat.transport,
+            seat.topology,
+            _packets(model, batch),
+            {kind: self._stage.expected(kind) for kind in Kind},
+        )
+        self._arrived: dict[Message, Tensors] = {}
+        self._flights: dict[tuple[int, int], _Flight] = {}
+        self._outgoing: dict[tuple[int, int], Tensors] = {}
+        self._owed: dict[tuple[int, int], list[Work]] = {}
+        self.loss = torch.zeros((), device=model.device)
         self._do = {
             Operation.FORWARD: self._forward,
-            Operation.BACKWARD: self._backward,
+            Operation.BACKWARD: self._backward if batch.trains else self._forget,
+            Operation.WEIGHT: self._weight,
             Operation.SEND_ACTIVATION: self._send_activation,
             Operation.SEND_GRADIENT: self._send_gradient,
         }
 
     def run(self) -> torch.Tensor:
-        """Every microbatch forward and backward; the summed loss, 0 on all but the last stage."""
-        for kind in _KINDS:
-            self._post(kind, 0)
-        self._execute(self._stage.start())
-        while self._posted:
-            self._execute(self._stage.receive(self._next_message()))
-        for handle in self._sends.values():
-            handle.wait()
+        """Every microbatch through every chunk; the summed loss, 0 on all but the last stage."""
+        with torch.set_grad_enabled(self._batch.trains):
+            while not self._stage.done:
+                for action in self._stage.take(self._next()):
+                    self._do[action.operation](action)
+        self._mailbox.close()
         return self.loss
 
-    def _execute(self, actions: list[Action]) -> None:
-        for action in actions:
-            self._do[action.operation](action.microbatch)
+    def _next(self) -> Cause:
+        """What to turn to, the same on all ranks of the team, with its message there."""
+        with self._seat.timeline.span(IDLE, "message"):
+            cause = self._agree()
+            while not self._stage.can_take(cause):
+                self._file(self._mailbox.wait())
+        return cause
 
-    def _peer(self, kind: Kind) -> int:
-        """Who sends messages of ``kind`` here."""
-        topology = self._seat.topology
-        peer = topology.previous if kind is Kind.ACTIVATION else topology.next
-        assert peer is not None, f"stage {topology.stage} receives no {kind.value}"  # noqa: S101 - for mypy
-        return peer
+    def _agree(self) -> Cause:
+        options = self._stage.options()
+        if len(options) == 1:
+            return options[0]
+        team = self._seat.team
+        own = self._choose() if team.index == 0 else options[0]
+        return _CAUSES[team.agree(_CAUSES.index(own), self._model.device)]
 
-    def _post(self, kind: Kind, microbatch: int) -> None:
-        if microbatch >= self._stage.expected(kind):
-            return
-        size, length = self._batch.inputs_MBL.shape[1:]
-        buffer = torch.empty(
-            (size, length, self._model.width), dtype=self._model.dtype, device=self.loss.device
-        )
-        handle = self._seat.transport.receive(buffer, self._peer(kind), _tag(kind, microbatch))
-        self._posted[kind] = _Posted(handle, buffer, microbatch)
+    def _choose(self) -> Cause:
+        while mail := self._mailbox.look():
+            self._file(mail)
+        while (cause := self._stage.choose()) is None:
+            self._file(self._mailbox.wait())
+        return cause
 
-    def _next_message(self) -> Message:
-        kind = self._choose()
-        posted = self._posted.pop(kind)
-        posted.handle.wait()
-        self._post(kind, posted.microbatch + 1)
-        self._arrived[kind, posted.microbatch] = posted.buffer
-        return Message(kind, posted.microbatch)
+    def _file(self, mail: Mail) -> None:
+        self._stage.arrive(mail.message)
+        self._arrived[mail.message] = mail.tensors
 
-    def _choose(self) -> Kind:
-        """The direction to serve next, the same on all ranks of the team."""
-        kinds = [kind for kind in _KINDS if kind in self._posted]
-        if len(kinds) == 1:
-            return kinds[0]
-        choice = 0
-        if self._seat.team.index == 0:
-            choice = self._seat.transport.first([self._posted[kind].handle for kind in kinds])
-        return kinds[self._seat.team.agree(choice, self.loss.device)]
+    @contextmanager
+    def _computing(self, action: Action) -> Iterator[None]:
+        """Spans are named like ``forward 1.3``: chunk 1, microbatch 3."""
+        name = f"{action.operation.value} {action.chunk}.{action.microbatch}"
+        with self._seat.timeline.span(COMPUTE, name):
+            yield
 
-    def _forward(self, microbatch: int) -> None:
-        if self._stage.is_first:
-            incoming = self._batch.inputs_MBL[microbatch]
-        else:
-            incoming = self._arrived.pop((Kind.ACTIVATION, microbatch)).requires_grad_()
-        output = self._model(incoming, self._batch.targets_MBL[microbatch])
-        if self._stage.is_last:
-            output = output * self._batch.loss_scale
-            self.loss += output.detach()
-        self._flights[microbatch] = _Flight(incoming, output)
+    def _forward(self, action: Action) -> None:
+        chunk, microbatch = action.chunk, action.microbatch
+        incoming = self._incoming(chunk, microbatch)
+        with self._computing(action):
+            arguments = incoming[0] if len(incoming) == 1 else incoming
+            targets_BL, rows = self._batch.targets[microbatch], self._batch.rows(microbatch)
+            answer = self._model.chunks[chunk](arguments, targets_BL, rows)
+        outputs = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
+        if self._stage.is_last(chunk):
+            outputs = (outputs[0] * self._batch.loss_scale,)
+            self.loss += outputs[0].detach()
+        self._flights[chunk, microbatch] = _Flight(incoming, outputs)
 
-    def _backward(self, microbatch: int) -> None:
-        flight = self._flights.pop(microbatch)
-        if self._stage.is_last:
-            flight.output.backward()  # type: ignore[no-untyped-call]
-        else:
-            self._sends.pop((Kind.ACTIVATION, microbatch)).wait()
-            gradient = self._arrived.pop((Kind.GRADIENT, microbatch))
-            flight.output.backward(gradient)  # type: ignore[no-untyped-call]
-        if not self._stage.is_first:
-            assert flight.incoming.grad is not None  # noqa: S101 - for mypy
-            self._outgoing[microbatch] = flight.incoming.grad
+    def _incoming(self, chunk: int, microbatch: int) -> Tensors:
+        if self._stage.is_first(chunk):
+            return (self._batch.inputs[microbatch],)
+        arrived = self._arrived.pop(Message(Kind.ACTIVATION, chunk, microbatch))
+        return tuple(tensor.requires_grad_(self._learns(tensor)) for tensor in arrived)
 
-    def _send_activation(self, microbatch: int) -> None:
-        self._send(Kind.ACTIVATION, microbatch, self._flights[microbatch].output.detach())
+    def _learns(self, tensor: torch.Tensor) -> bool:
+        return self._batch.trains and tensor.is_floating_point()
 
-    def _send_gradient(self, microbatch: int) -> None:
-        self._send(Kind.GRADIENT, microbatch, self._outgoing.pop(microbatch))
-        # The stage before always has its next receive posted, so the oldest send is the first to go.
-        sent = [key for key in self._sends if key[0] is Kind.GRADIENT]
-        if len(sent) > self._stage.limit:
-            self._sends.pop(sent[0]).wait()
+    def _backward(self, action: Action) -> None:
+        chunk, microbatch = key = action.chunk, action.microbatch
+        flight, later = self._flights.pop(key), self._model.later
+        outputs = [tensor for tensor in flight.outputs if tensor.is_floating_point()]
+        gradients = None
+        if not self._stage.is_last(chunk):
+            gradients = list(self._arrived.pop(Message(Kind.GRADIENT, chunk, microbatch)))
+        with self._computing(action):
+            later.deferring = self._flow.defer_weights
+            torch.autograd.backward(outputs, gradients)
+            later.settle()
+            later.deferring = False
+        self._owed[key] = later.take()
+        if not self._stage.is_first(chunk):
+            self._outgoing[key] = tuple(map(_gradient, filter(self._learns, flight.incoming)))
 
-    def _send(self, kind: Kind, microbatch: int, tensor: torch.Tensor) -> None:
-        topology = self._seat.topology
-        peer = topology.next if kind is Kind.ACTIVATION else topology.previous
-        assert peer is not None  # noqa: S101 - for mypy
-        handle = self._seat.transport.send(tensor.contiguous(), peer, _tag(kind, microbatch))
-        self._sends[kind, microbatch] = handle
+    def _forget(self, action: Action) -> None:
+        """In an evaluation the way back only says that a microbatch is through."""
+        key = action.chunk, action.microbatch
+        del self._flights[key]
+        self._arrived.pop(Message(Kind.GRADIENT, *key), None)
+        self._outgoing[key] = ()
+
+    def _weight(self, action: Action) -> None:
+        with self._computing(action), torch.no_grad():
+            for work in self._owed.pop((action.chunk, action.microbatch)):
+                work()
+            self._model.later.settle()
+
+    def _send_activation(self, action: Action) -> None:
+        outputs = self._flights[action.chunk, action.microbatch].outputs
+        self._send(action, tuple(tensor.detach() for tensor in outputs))
+
+    def _send_gradient(self, action: Action) -> None:
+        self._send(action, self._outgoing.pop((action.chunk, action.microbatch)))
+
+    def _send(self, action: Action, tensors: Tensors) -> None:
+        _, message = self._stage.addressed(action)
+        self._mailbox.send(message, len(self._batch.inputs[action.microbatch]), tensors)
 
 
-def _tag(kind: Kind, microbatch: int) -> int:
-    """Tells messages apart, whatever their order."""
-    return 2 * microbatch + _KINDS.index(kind)
+def _flow(topology: Topology, batch: Batch) -> Flow:
+    d = topology.decomposition
+    return Flow(d.pipeline, batch.microbatches, d.interleave, d.in_flight, d.defer_weights and batch.trains)
+
+
+def _packets(model: Chunks, batch: Batch) -> dict[Kind, Packet]:
+    rows = len(batch.inputs[0])
+    back = tuple(field for field in model.signature if field.dtype.is_floating_point and batch.trains)
+    return {
+        Kind.ACTIVATION: Packet(model.signature, NUMBERS, rows, model.device),
+        Kind.GRADIENT: Packet(back, NUMBERS, rows, model.device),
+    }
+
+
+def _gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """Of a tensor that came from the stage before; zeros if nothing depends on it."""
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad

@@ -14,6 +14,10 @@ from typing import Any, Protocol
 
 import torch
 
+LANES = 2
+"""Messages from one rank to another whose tags are equal modulo this share a lane: they keep their order, and
+wait for none of another lane."""
+
 
 class Reduction(Enum):
     """How values of several ranks become one."""
@@ -75,6 +79,9 @@ class Transport(Protocol):
 
     def first(self, receives: Sequence[Handle]) -> int:
         """Wait until one of the posted ``receives`` is finished, and say which."""
+
+    def arrived(self, receives: Sequence[Handle]) -> int | None:
+        """Which of the posted ``receives`` is finished, if any is; returns at once."""
 
     def close(self) -> None:
         """Leave the run; nothing may be sent or received after."""

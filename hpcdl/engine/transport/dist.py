@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from hpcdl.engine.transport.base import Group, Handle, Reduction
+from hpcdl.engine.transport.base import LANES, Group, Handle, Reduction
 from hpcdl.errors import PeerLostError
 
 _REDUCTIONS = {Reduction.SUM: dist.ReduceOp.SUM, Reduction.MAX: dist.ReduceOp.MAX}
@@ -86,7 +87,7 @@ class DistTransport:
             device_id=device if self._cuda else None,
         )
         self._groups: dict[tuple[int, ...], Group] = {tuple(range(ranks)): self._everyone(ranks)}
-        self._lanes: dict[tuple[int, int], Any] = {}
+        self._lanes: dict[tuple[tuple[int, int], int], Any] = {}
         # Polling a Gloo receive never reports it finished, but a wait returns at once; so two
         # receives are raced by two waiting threads, one a direction.
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="receive")
@@ -127,29 +128,29 @@ class DistTransport:
         with _blaming_the_lost():
             dist.barrier()
 
-    def _lane(self, source: int, target: int) -> Any:
+    def _lane(self, source: int, target: int, tag: int) -> Any:
         """Where messages from ``source`` to ``target`` go.
 
         NCCL runs what two ranks say to each other in one order on one stream, so a posted receive
-        would block the send behind it: each direction gets a communicator of its own.
+        would block the send behind it: each lane of each direction gets a communicator of its own.
         """
         if not self._cuda:
             return dist.group.WORLD
         low, high = sorted((source, target))
-        for pair in ((low, high), (high, low)):
-            if pair not in self._lanes:
-                self._lanes[pair] = dist.new_group([low, high], use_local_synchronization=True)
-        return self._lanes[source, target]
+        for way in product(((low, high), (high, low)), range(LANES)):
+            if way not in self._lanes:
+                self._lanes[way] = dist.new_group([low, high], use_local_synchronization=True)
+        return self._lanes[(source, target), tag % LANES]
 
     def send(self, tensor: torch.Tensor, peer: int, tag: int) -> Handle:
         """Send ``tensor`` to rank ``peer``."""
         with _blaming_the_lost():
-            return _Work(dist.isend(tensor, peer, group=self._lane(self.rank, peer), tag=tag))
+            return _Work(dist.isend(tensor, peer, group=self._lane(self.rank, peer, tag), tag=tag))
 
     def receive(self, buffer: torch.Tensor, peer: int, tag: int) -> Handle:
         """Receive what ``peer`` sends with ``tag`` into ``buffer``."""
         with _blaming_the_lost():
-            return _Work(dist.irecv(buffer, peer, group=self._lane(peer, self.rank), tag=tag))
+            return _Work(dist.irecv(buffer, peer, group=self._lane(peer, self.rank, tag), tag=tag))
 
     def first(self, receives: Sequence[Handle]) -> int:
         """Wait until one of the posted ``receives`` is finished, and say which."""
@@ -158,6 +159,19 @@ class DistTransport:
             works[0].wait()
             return 0
         return self._poll(works) if self._cuda else self._race(works)
+
+    def arrived(self, receives: Sequence[Handle]) -> int | None:
+        """Which of the posted ``receives`` is finished, if any is; returns at once."""
+        works = [receive for receive in receives if isinstance(receive, _Work)]
+        index = next((i for i, work in enumerate(works) if self._is_finished(work)), None)
+        if index is not None:
+            works[index].wait()
+        return index
+
+    def _is_finished(self, work: _Work) -> bool:
+        if self._cuda:
+            return bool(work.work.is_completed())
+        return work.watch(self._threads).done()
 
     def _race(self, works: list[_Work]) -> int:
         futures = [work.watch(self._threads) for work in works]
@@ -168,12 +182,9 @@ class DistTransport:
 
     def _poll(self, works: list[_Work]) -> int:
         # An NCCL wait only orders streams; is_completed asks the device.
-        while True:
-            for index, work in enumerate(works):
-                if work.work.is_completed():
-                    work.wait()
-                    return index
+        while (index := self.arrived(works)) is None:
             time.sleep(_POLL_SECONDS)
+        return index
 
     def close(self) -> None:
         """Leave the run, when every rank is ready to.

@@ -201,5 +201,13 @@ class MemoryTransport:
         posted[index].wait()
         return index
 
+    def arrived(self, receives: Sequence[Handle]) -> int | None:
+        """Which of the posted ``receives`` is finished, if any is; returns at once."""
+        posted = [receive for receive in receives if isinstance(receive, _Receive)]
+        index = next((i for i, receive in enumerate(posted) if receive.arrived()), None)
+        if index is not None:
+            posted[index].wait()
+        return index
+
     def close(self) -> None:
         """Leave the run; threads need nothing."""

@@ -99,6 +99,15 @@ class MpiTransport:
         posted[index].wait()
         return index
 
+    def arrived(self, receives: Sequence[Handle]) -> int | None:
+        """Which of the posted ``receives`` is finished, if any is; returns at once."""
+        posted = [receive for receive in receives if isinstance(receive, _Request)]
+        index, finished = MPI.Request.Testany([receive.request for receive in posted])
+        if not finished or index == MPI.UNDEFINED:
+            return None
+        posted[index].wait()
+        return int(index)
+
     def close(self) -> None:
         """Leave the run. MPI is finalised here, so the process may end in any way after."""
         self._groups.clear()
