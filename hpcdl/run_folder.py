@@ -47,6 +47,11 @@ class RunFolder:
         """One folder a checkpoint, named by its step. Written by the engine."""
         return self.path / "checkpoints"
 
+    @property
+    def data(self) -> Path:
+        """What rank 0 made of the data before training: tokens, documents, tables. Written by the engine."""
+        return self.path / "data"
+
     def logs(self, attempt: int) -> Path:
         """The logs of one attempt."""
         return self.path / "logs" / f"attempt-{attempt}"

@@ -33,6 +33,7 @@ class StepRecord:
     hfu: float | None = None  # likewise with recomputation counted
     memory_peak: int | None = None  # bytes since the process began: of CUDA tensors, or resident on a CPU
     seconds: dict[str, float] = field(default_factory=dict)  # where step_seconds went on this rank
+    validation_loss: float | None = None  # on held-out sequences, in steps that end with an evaluation
 
 
 @dataclass(frozen=True)

@@ -89,11 +89,10 @@ def _size(request: Request) -> list[str]:
 
 def _anchored(experiment: Experiment, folder: Path) -> Experiment:
     """The experiment with its paths absolute: relative ones are relative to the file."""
-    data = experiment.data.model_copy(update={"path": _absolute(experiment.data.path, folder)})
     checkpoint = experiment.checkpoint.model_copy(
         update={"start": _absolute(experiment.checkpoint.start, folder)}
     )
-    return experiment.model_copy(update={"data": data, "checkpoint": checkpoint})
+    return experiment.model_copy(update={"data": experiment.data.anchored(folder), "checkpoint": checkpoint})
 
 
 def _absolute(path: str | None, folder: Path) -> str | None:
@@ -134,7 +133,8 @@ def check_ready(study: Study) -> None:
         UsageError, InfeasibleError, SiteError: the data, a limit of the queue, or the engine's libraries.
     """
     layout(study.experiment.resources, study.site)
-    _check_there("data.path", study.experiment.data.path)
+    for key, path in study.experiment.data.paths.items():
+        _check_there(key, path)
     _check_there("checkpoint.start", study.experiment.checkpoint.start)
     if _python(study.site) == sys.executable and importlib.util.find_spec("torch") is None:
         raise SiteError(

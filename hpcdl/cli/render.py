@@ -294,6 +294,8 @@ def status(folder: RunFolder, record: dict[str, Any]) -> None:
         _out.print(f"loss {record['first_loss']:.4f} -> {record['last_loss']:.4f}, {rate} tokens/s")
     if use := _use(record):
         _out.print(use)
+    if record["validation_loss"] is not None:
+        _out.print(f"validation loss {record['validation_loss']:.4f}")
     for number, attempt in enumerate(record["attempts"], start=1):
         code = "" if attempt["exit_code"] is None else f", exit code {attempt['exit_code']}"
         _out.print(

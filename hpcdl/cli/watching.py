@@ -91,6 +91,7 @@ def _status(folder: RunFolder) -> dict[str, Any]:
             for each in history
         ],
         "first_loss": done.first_loss,
+        "validation_loss": done.validation_loss,
         "tokens_per_second": done.tokens_per_second,
         "mfu": done.mfu,
         "hfu": done.hfu,

@@ -53,14 +53,26 @@ class Learner:
         self.device = device
 
     def step(
-        self, step: int, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, learning_rate: float
+        self,
+        step: int,
+        inputs_BL: torch.Tensor,
+        targets_BL: torch.Tensor,
+        learning_rate: float,
+        counted: int | None = None,
     ) -> Outcome:
         """Train on this rank's share of one batch.
+
+        Args:
+            step: the first is 1.
+            inputs_BL: tokens.
+            targets_BL: the token after each; a negative one is ignored.
+            learning_rate: of this step.
+            counted: targets of the whole batch that are not ignored; all if not given.
 
         Raises:
             EngineError: the loss or the gradient is not a finite number; the weights are then lost.
         """
-        batch = self._cut(inputs_BL, targets_BL, step)
+        batch = self._cut(inputs_BL, targets_BL, step, counted)
         self.gradients.begin(batch.microbatches)
         with self._timeline.span(PHASE, "pipeline"):
             loss = Pass(self._seat, self.stage, batch).run() / self._update.loss_scale
@@ -74,8 +86,10 @@ class Learner:
         self.groups.world.all_reduce(total).wait()
         return float(total.item())
 
-    def _cut(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, step: int | None) -> Batch:
-        """Microbatches of this rank's share."""
+    def _cut(
+        self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, step: int | None, counted: int | None = None
+    ) -> Batch:
+        """Microbatches of this rank's share; ``counted`` targets of the whole batch weigh alike."""
         decomposition = self.topology.decomposition
         inputs, targets = (
             torch.split(rows_BL.to(self.device), decomposition.microbatch)
@@ -84,7 +98,7 @@ class Learner:
         scale = 1.0 if step is None else self._update.loss_scale
         tokens = inputs_BL.numel() * decomposition.batch_shards
         first = self.topology.batch_shard * len(inputs_BL)
-        return Batch(inputs, targets, scale / tokens, first, step)
+        return Batch(inputs, targets, scale / (counted or tokens), first, step)
 
     def parts(self) -> list[Part]:
         """What must be kept of the elements this rank updates, as live tensors."""

@@ -55,7 +55,7 @@ class Recorder:
         print(  # noqa: T201 - standard output is this rank's log
             f"{time.strftime('%H:%M:%S')} step {record.step} loss {record.loss:.4f} "
             f"grad norm {record.grad_norm:.3f} lr {record.learning_rate:.2e} "
-            f"{record.tokens_per_second:.0f} tokens/s",
+            f"{record.tokens_per_second:.0f} tokens/s{_validation(record)}",
             flush=True,
         )
 
@@ -63,6 +63,10 @@ class Recorder:
         """Keep one event of the run; ranks other than 0 leave that to rank 0."""
         if self._events is not None:
             append(self._events, RunEvent(kind, time.time(), self._attempt, detail))
+
+
+def _validation(record: StepRecord) -> str:
+    return "" if record.validation_loss is None else f" validation loss {record.validation_loss:.4f}"
 
 
 class Meter:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
 from hpcdl.engine.board import Board, check_tensorboard
 from hpcdl.engine.census import census
 from hpcdl.engine.clock import clock_of
-from hpcdl.engine.data.loader import Batches
+from hpcdl.engine.data.loader import Batches, Portion, Share
+from hpcdl.engine.data.prefetch import prefetched
+from hpcdl.engine.data.prepare import Prepared, agreed
+from hpcdl.engine.evaluation import mean_loss
 from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.metrics import Meter, Recorder
@@ -18,6 +24,7 @@ from hpcdl.engine.opening import open_transport
 from hpcdl.engine.optim.schedule import learning_rate
 from hpcdl.engine.ranks import Place
 from hpcdl.engine.timeline import PHASE, Timeline, seconds_by_category
+from hpcdl.engine.topology import Topology
 from hpcdl.engine.trace import Tracer
 from hpcdl.engine.transport.observed import Observed
 from hpcdl.engine.update import Outcome
@@ -75,6 +82,12 @@ def claim_device(run: ResolvedRun, place: Place) -> torch.device:
     return torch.device("cuda", index)
 
 
+def _share(topology: Topology) -> Share:
+    """What a rank takes of every batch."""
+    reads = topology.is_first or topology.is_last
+    return Share(topology.batch_shard, topology.decomposition.batch_shards, reads)
+
+
 class Training:
     """The loop of one rank."""
 
@@ -88,15 +101,19 @@ class Training:
     ) -> None:
         self._experiment = run.experiment
         self._settings = run.experiment.training
-        self._transport = transport
         self._recorder = recorder
-        model = run.experiment.model
-        self._batches = Batches(run.experiment.data, self._settings, model.sequence)
         self._timeline = transport.timeline
-        self._learner = Learner(run.experiment, run.decomposition, transport, device, self._timeline)
+        prepared = Prepared(folder.data, run.experiment.data, run.experiment.model)
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            making = worker.submit(prepared.make if transport.rank == 0 else int)
+            self._learner = Learner(run.experiment, run.decomposition, transport, device, self._timeline)
+            world = self._learner.groups.world
+            sources = prepared.open(agreed(making, lambda number: world.agree(number, device)))
+        self._batches = Batches(sources, run.experiment, _share(self._learner.topology))
+        self._held_out = self._batches.held_out() if run.experiment.evaluation.every else []
         self._meter = Meter(run, device)
         self._tracer = Tracer(run, folder, transport)
-        self._tokens = self._settings.global_batch * model.sequence
+        self._tokens = self._settings.global_batch * run.experiment.model.sequence
         self._keeper = Keeper(run.experiment, folder.checkpoints, self._learner, recorder.event)
         self._progress = Progress()
 
@@ -104,12 +121,14 @@ class Training:
         """Every step that is left."""
         self._progress = self._keeper.restore()
         self._announce(place)
-        steps = self._settings.steps
-        for step in range(self._progress.step + 1, steps + 1):
-            self._tracer.begin(step)
-            self._step(step)
-            self._save(step)
-            self._tracer.end(step)
+        steps = range(self._progress.step + 1, self._settings.steps + 1)
+        with prefetched(self._batches.rows, steps, self._experiment.data.prefetch) as batches:
+            for step in steps:
+                self._tracer.begin(step)
+                self._step(step, batches)
+                self._save(step)
+                self._tracer.keep(self._timeline.take())
+                self._tracer.end(step)
         self._keeper.join()
         self._recorder.event("finished", step=self._progress.step, loss=self._progress.loss)
 
@@ -119,18 +138,27 @@ class Training:
             with self._timeline.span(PHASE, "checkpoint"):
                 self._keeper.save(self._progress)
 
-    def _step(self, step: int) -> None:
+    def _step(self, step: int, batches: Iterator[Portion]) -> None:
         start = time.perf_counter()
-        topology = self._learner.topology
         with self._timeline.span(PHASE, "data"):
-            rows = self._batches.rows(step, topology.batch_shard, topology.decomposition.batch_shards)
+            rows = next(batches)
         rate = learning_rate(self._settings.optimizer, step, self._settings.steps)
-        outcome = self._learner.step(step, *rows, rate)
+        outcome = self._learner.step(step, rows.inputs_BL, rows.targets_BL, rate, rows.counted)
         self._progress = Progress(step, outcome.loss)
-        taken = self._timeline.take()
         record = self._record(outcome, rate, time.perf_counter() - start)
-        self._recorder.step(self._meter.complete(record, seconds_by_category(taken.spans)))
+        taken = self._timeline.take()
+        measured = self._meter.complete(record, seconds_by_category(taken.spans))
+        self._recorder.step(replace(measured, validation_loss=self._validation_loss(step)))
         self._tracer.keep(taken)
+
+    def _validation_loss(self, step: int) -> float | None:
+        """On the held-out sequences, after the steps that end with an evaluation."""
+        if not self._experiment.evaluation.due(step, self._settings.steps):
+            return None
+        with self._timeline.span(PHASE, "evaluation"):
+            loss = mean_loss(self._learner, self._held_out)
+        self._recorder.event("evaluated", step=step, loss=loss)
+        return loss
 
     def _record(self, outcome: Outcome, rate: float, seconds: float) -> StepRecord:
         return StepRecord(

@@ -14,9 +14,9 @@ INDEX = "INDEX.txt"
 
 
 def contents(folder: RunFolder) -> list[Path]:
-    """The files of a run but for its checkpoints, which are large and stay where they are."""
+    """The files of a run but for checkpoints and prepared data, which are large and stay where they are."""
     files = (path for path in folder.path.rglob("*") if path.is_file() and not path.is_symlink())
-    return sorted(path for path in files if folder.checkpoints not in path.parents)
+    return sorted(path for path in files if not {folder.checkpoints, folder.data} & set(path.parents))
 
 
 def pack(folder: RunFolder, target: Path, progress: Callable[[int, int], None]) -> int:
@@ -50,7 +50,9 @@ def pack(folder: RunFolder, target: Path, progress: Callable[[int, int], None]) 
 
 def _add_index(archive: tarfile.TarFile, folder: RunFolder, files: list[Path]) -> None:
     lines = [f"{path.stat().st_size:>12}  {path.relative_to(folder.path)}" for path in files]
-    text = f"run {folder.path.name}: bytes and name of every file; checkpoints are left out\n"
+    text = (
+        f"run {folder.path.name}: bytes and name of every file; checkpoints and prepared data are left out\n"
+    )
     content = (text + "\n".join(lines) + "\n").encode()
     entry = tarfile.TarInfo(f"{folder.path.name}/{INDEX}")
     entry.size = len(content)

@@ -22,6 +22,7 @@ class Progress:
     step: int = 0
     first_loss: float | None = None
     last_loss: float | None = None
+    validation_loss: float | None = None  # of the newest evaluation
     tokens_per_second: float | None = None  # median of the steps after the first
     step_seconds: float | None = None  # likewise
     seconds: float = 0.0  # spent in steps
@@ -41,10 +42,12 @@ def progress(records: list[StepRecord]) -> Progress:
     if not records:
         return Progress()
     warm = records[1:] or records
+    evaluated = [record.validation_loss for record in records if record.validation_loss is not None]
     return Progress(
         step=records[-1].step,
         first_loss=records[0].loss,
         last_loss=records[-1].loss,
+        validation_loss=evaluated[-1] if evaluated else None,
         tokens_per_second=median(record.tokens_per_second for record in warm),
         step_seconds=median(record.step_seconds for record in warm),
         seconds=sum(record.step_seconds for record in records),

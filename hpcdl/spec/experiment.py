@@ -42,9 +42,27 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _vocabulary_holds_tokens(self) -> Experiment:
-        if self.data.tokenizer == "bytes" and self.model.vocab < 256:
+        if self.data.tokenizer == "bytes" and self.data.reads_text and self.model.vocab < 256:
             raise ValueError(
                 f"the bytes tokenizer needs a vocab of at least 256, but model.vocab is {self.model.vocab}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _document_ends_are_tokens(self) -> Experiment:
+        for source in self.data.all_sources:
+            if source.document_end is not None and source.document_end >= self.model.vocab:
+                raise ValueError(
+                    f"document_end {source.document_end} is not a token: model.vocab is {self.model.vocab}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_has_data(self) -> Experiment:
+        if self.evaluation.every and not self.data.validation:
+            raise ValueError(
+                f"evaluation.every is {self.evaluation.every}, but nothing is held out to evaluate on; "
+                "set data.validation, for example to 0.01"
             )
         return self
 

@@ -8,10 +8,14 @@ from hpcdl.spec.frozen import Frozen
 
 
 class Evaluation(Frozen):
-    """The loss on sequences that are never trained on."""
+    """The loss on sequences that are never trained on: ``data.validation`` holds them out."""
 
-    every: int = Field(0, ge=0, description="steps between evaluations; 0 makes none")
+    every: int = Field(0, ge=0, description="steps between evaluations, and one at the end; 0 makes none")
     sequences: int = Field(64, gt=0, description="how many held-out sequences, at most")
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether there is an evaluation after ``step`` of ``steps``."""
+        return self.every > 0 and (step % self.every == 0 or step == steps)
 
 
 class Trace(Frozen):

@@ -77,6 +77,23 @@ def test_missing_data_is_found_before_anything_is_submitted(hpcdl, tiny, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "key", "missing"),
+    [
+        (
+            "data={sources: [{path: corpus.txt}, {source: tokens, path: shards}]}",
+            "data.sources.1.path",
+            "shards",
+        ),
+        ("data.tokenizer=tokenizer.json", "data.tokenizer", "tokenizer.json"),
+    ],
+)
+def test_every_path_of_the_data_is_looked_for(hpcdl, tiny, tmp_path, setting, key, missing):
+    result = hpcdl("submit", tiny, "--set", setting)
+    assert result.code == 2
+    assert f"{key} {tmp_path / missing} does not exist" in result.err
+
+
 def test_an_unknown_site_names_the_closest(hpcdl, tiny):
     result = hpcdl("plan", tiny, "--site", "perlmuter")
     assert result.code == 2

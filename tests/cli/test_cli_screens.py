@@ -5,7 +5,10 @@ import json
 import pytest
 import yaml
 
+from hpcdl.run_folder import RunFolder
+from hpcdl.runs import store
 from hpcdl.sites.site import Site
+from hpcdl.telemetry import StepRecord, append
 
 
 @pytest.fixture
@@ -93,3 +96,21 @@ def test_site_show_prints_a_site_file(hpcdl, tmp_path):
     copy = tmp_path / "mine.yaml"
     copy.write_text(shown.out)
     assert json.loads(hpcdl("site", "show", copy, "--json").out)["name"] == "perlmutter"
+
+
+def test_status_shows_the_newest_validation_loss(hpcdl, tiny, monkeypatch, tmp_path):
+    """A run that a scheduler took and has ended, with two records of rank 0."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho 77\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:/usr/bin:/bin")
+    assert hpcdl("submit", tiny, "--site", "generic-slurm").code == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    folder = RunFolder(run)
+    store.note(folder, "observed", 1, state="completed", exit_code=0)
+    for step, validation_loss in ((1, 3.25), (2, None)):
+        record = StepRecord(step, 3.0, 256, 0.1, 2560.0, validation_loss=validation_loss)
+        append(folder.rank_metrics(0), record)
+    assert "validation loss 3.2500" in hpcdl("status", "last").out
+    assert json.loads(hpcdl("status", "last", "--json").out)["validation_loss"] == 3.25

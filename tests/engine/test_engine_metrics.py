@@ -1,5 +1,7 @@
 """What a rank records can be read back, line by line, while it is still running."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from engine_runs import Run
@@ -31,6 +33,13 @@ def test_steps_of_each_rank_go_to_its_own_file(folder, capsys):
         assert read(folder.rank_metrics(rank), StepRecord) == [STEP]
     line = capsys.readouterr().out.splitlines()[0]
     assert line.endswith("step 7 loss 2.5000 grad norm 1.250 lr 3.00e-04 2048 tokens/s")
+
+
+def test_an_evaluation_is_told_in_the_line_and_the_record_of_its_step(folder, capsys):
+    recorder(folder, 0).step(replace(STEP, validation_loss=2.75))
+    (record,) = read(folder.rank_metrics(0), StepRecord)
+    assert record.validation_loss == 2.75
+    assert capsys.readouterr().out.rstrip().endswith("tokens/s validation loss 2.7500")
 
 
 def test_a_restarted_rank_goes_on_in_the_same_file(folder):

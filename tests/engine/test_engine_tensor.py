@@ -168,6 +168,28 @@ def test_cross_entropy_is_torchs(ranks, shift):
     )
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ignored_targets_have_no_loss_and_no_gradient(ranks):
+    logits = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2))
+    targets = torch.tensor([[0, -1, 7], [-1, -1, 4]])
+
+    def work(transport):
+        make = factory(transport, Decomposition(x=ranks))
+        mine = part(logits, make.topology, None, None, "x").requires_grad_()
+        loss = cross_entropy(mine, targets, make.groups.x)
+        loss.backward()
+        return loss.item(), mine.grad
+
+    serial = logits.clone().requires_grad_()
+    expected = functional.cross_entropy(
+        serial.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-1
+    )
+    expected.backward()
+    answers = in_threads(ranks, work)
+    assert [loss for loss, _ in answers] == pytest.approx([expected.item()] * ranks, rel=1e-5)
+    torch.testing.assert_close(torch.cat([grad for _, grad in answers], dim=2), serial.grad)
+
+
 @pytest.mark.parametrize("grid", [*GRIDS, Decomposition(x=4, y=2, z=2)], ids=str)
 def test_initial_values_do_not_depend_on_the_grid(grid):
     """Any rank's shard is a piece of the one matrix that (seed, name) stand for."""

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 
+import numpy as np
 import pytest
 from engine_runs import MODEL, SERIAL, TRAINING, Run, finished, wait_until
 
@@ -38,6 +39,52 @@ def test_four_processes_train_the_curve_of_one(tmp_path, serial_losses, decompos
     # Two groups along each axis and the world; along the pipeline they join the ends of a tied embedding.
     assert started.detail["groups"] == {"rank_0": 3, "world": 5}
     assert (ended.kind, ended.detail) == ("finished", {"step": 6, "loss": run.losses()[-1]})
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Text and token files, whole documents, a part held out, evaluated now and then."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for index in range(3):
+        np.save(shards / f"{index}.npy", np.tile(np.arange(1, 20, dtype=np.uint16), 60))
+        np.save(shards / f"{index}-ends.npy", np.tile(np.array([7, 8, 9, 0], dtype=np.uint16), 60))
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for index in range(60):
+        (texts / f"{index:02d}.txt").write_text("the quick brown fox jumps over it. "[: 5 + index % 30])
+    sources = [
+        {"path": str(texts), "weight": 3},
+        {"source": "tokens", "path": str(shards), "document_end": 0},
+    ]
+    data = {"sources": sources, "packing": "fit", "validation": 0.2}
+    return {"data": data, "evaluation": {"every": 4, "sequences": 6}}
+
+
+def validation(run, rank=0):
+    return {each.step: each.validation_loss for each in run.steps(rank) if each.validation_loss is not None}
+
+
+@pytest.mark.parametrize(
+    "decomposition",
+    [
+        Decomposition(pipeline=2, data=2, microbatch=2),
+        pytest.param(Decomposition(pipeline=2, x=2), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_packed_mixed_and_held_out_data_are_the_same_in_every_decomposition(tmp_path, mixed, decomposition):
+    """Padding makes shards unequal; held-out sequences are evaluated every four steps and at the end."""
+    serial = Run(tmp_path / "serial", SERIAL, **mixed).complete()
+    run = Run(tmp_path / "spread", decomposition, **mixed).complete()
+    assert set(validation(serial)) == {4, 6}
+    assert validation(serial)[6] < validation(serial)[4]
+    for rank in range(decomposition.ranks):
+        assert run.losses(rank) == pytest.approx(serial.losses(), rel=1e-5)
+        assert validation(run, rank) == pytest.approx(validation(serial), rel=1e-5)
+    told = [event.detail for event in run.events() if event.kind == "evaluated"]
+    assert told == [{"step": step, "loss": loss} for step, loss in validation(run).items()]
+    assert "validation loss" in run.log(0)
 
 
 @pytest.mark.mpi

@@ -199,3 +199,30 @@ def test_bf16_training_stays_close_to_the_serial_one(model, degrees):
     for outcome, expected in zip(outcomes, serial(settings)[0], strict=True):
         assert outcome.loss == pytest.approx(expected.loss, rel=2e-3)
         assert outcome.grad_norm == pytest.approx(expected.grad_norm, rel=3e-2)
+
+
+@pytest.mark.parametrize(
+    "degrees", [{"data": 2}, {"pipeline": 2, "x": 2}], ids=lambda d: str(Decomposition(**d))
+)
+def test_padding_weighs_nothing_wherever_it_stands(degrees):
+    """The loss is the mean over the counted targets of the whole batch, though shards have unequal numbers."""
+    tokens = batches(GPT)[0]
+    targets = tokens[:, 1:].clone()
+    targets[0] = targets[5, 3:] = -1
+    counted = int((targets >= 0).sum())
+
+    def work(decomposition, told):
+        def rank(transport):
+            learner = Learner(experiment(GPT), decomposition, transport, CPU)
+            shard, shards = learner.topology.batch_shard, decomposition.batch_shards
+            rows = (part.chunk(shards)[shard] for part in (tokens[:, :-1], targets))
+            return learner.step(1, *rows, SGD_LIKE.lr, told)
+
+        return in_threads(decomposition.ranks, rank)[0]
+
+    serial = work(Decomposition(), counted)
+    spread = work(Decomposition(**degrees), counted)
+    assert spread.loss == pytest.approx(serial.loss, rel=2e-6)
+    assert spread.grad_norm == pytest.approx(serial.grad_norm, rel=2e-6)
+    padded = work(Decomposition(), None)
+    assert serial.loss == pytest.approx(padded.loss * targets.numel() / counted, rel=1e-6)

@@ -68,9 +68,10 @@ def test_last_lines_reads_the_end(tmp_path):
     assert last_lines(tmp_path / "none", 2) == []
 
 
-def test_archive_holds_everything_but_checkpoints_and_an_index(tmp_path):
+def test_archive_holds_an_index_and_everything_but_checkpoints_and_prepared_data(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "r-1")
-    for path in (folder.resolved, folder.rank_log(1, 0), folder.checkpoints / "5" / "shard"):
+    large = (folder.checkpoints / "5" / "shard", folder.data / "00000a1" / "0.tokens")
+    for path in (folder.resolved, folder.rank_log(1, 0), *large):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     target = tmp_path / "r.tar.gz"

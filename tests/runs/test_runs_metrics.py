@@ -1,5 +1,7 @@
 """Where training stands, from the records of its steps."""
 
+from dataclasses import replace
+
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs.metrics import Progress, planned_step_seconds, progress, steps
 from hpcdl.telemetry import StepRecord, append
@@ -19,6 +21,14 @@ def test_progress_leaves_the_first_step_out_of_the_rate():
 def test_progress_of_nothing_and_of_one_step():
     assert progress([]) == Progress()
     assert progress([record(1, 5.0, 2.0)]).step_seconds == 2.0
+
+
+def test_the_validation_loss_is_that_of_the_newest_evaluation():
+    records = [record(1, 5.0, 1.0), record(2, 4.0, 1.0), record(3, 3.0, 1.0), record(4, 2.0, 1.0)]
+    records[1] = replace(records[1], validation_loss=4.5)
+    records[2] = replace(records[2], validation_loss=3.5)
+    assert progress(records).validation_loss == 3.5
+    assert progress(records[:1]).validation_loss is None
 
 
 def test_steps_repeated_after_a_restart_count_as_they_ran_last(tmp_path):

@@ -2,41 +2,133 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from hpcdl.engine.data.sampler import shard_rows, step_indices
-from hpcdl.engine.data.tokens import read_tokens
+from hpcdl.engine.data.sampler import Epochs, Mixture, shard_rows, step_positions
+from hpcdl.engine.data.windows import Windows
 from hpcdl.errors import EngineError
-from hpcdl.spec.data import Data
-from hpcdl.spec.training import Training
+from hpcdl.spec.experiment import Experiment
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Portion:
+    """One rank's share of a batch. B: rows of one batch shard, L: tokens a sequence."""
+
+    inputs_BL: torch.Tensor
+    targets_BL: torch.Tensor  # IGNORED where nothing is to be predicted
+    counted: int  # targets of the whole batch that are not ignored
+    size: int  # targets of the whole batch, ignored or not
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch a rank takes.
+
+    Args:
+        shard: which of ``shards`` parts.
+        shards: parts of a batch.
+        reads: whether the rank looks at tokens at all; stages in the middle of a pipeline do not.
+    """
+
+    shard: int = 0
+    shards: int = 1
+    reads: bool = True
 
 
 class Batches:
-    """Sequences of next-token prediction over the text of an experiment.
+    """Sequences of next-token prediction, the last ones of each source held out.
 
-    B: rows of one batch shard, L: tokens a sequence.
+    Args:
+        sources: their sequences.
+        experiment: how they are mixed, split and put into batches.
+        share: what this rank takes.
     """
 
-    def __init__(self, data: Data, training: Training, sequence: int) -> None:
-        self._tokens = read_tokens(data)
-        self._length = sequence
-        self._training = training
-        # Each window also needs the token after its last one, which is a target.
-        self.sequences = (len(self._tokens) - 1) // sequence
-        if self.sequences < 1:
-            raise EngineError(
-                f"the text in {data.path or data.source} has {len(self._tokens)} tokens, less than one "
-                f"sequence of {sequence} and its target",
-                "give more text, or a smaller model.sequence",
-            )
-
-    def rows(self, step: int, shard: int, shards: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of one batch shard in one step: two int64 tensors of shape (B, L)."""
-        batch = self._training.global_batch
-        indices = step_indices(step, batch, self.sequences, self._training.seed)[
-            shard_rows(batch, shard, shards)
+    def __init__(self, sources: Sequence[Windows], experiment: Experiment, share: Share) -> None:
+        self._sources = sources
+        self._experiment = experiment
+        self._share = share
+        self._mixture = Mixture(experiment.data.quotas)
+        self._trained = [self._split(index) for index in range(len(sources))]
+        self._epochs = [
+            Epochs(trained, experiment.training.seed, index) for index, trained in enumerate(self._trained)
         ]
-        windows_BL = indices[:, None] * self._length + np.arange(self._length + 1)
-        tokens_BL = torch.from_numpy(self._tokens[windows_BL].astype(np.int64))
-        return tokens_BL[:, :-1].contiguous(), tokens_BL[:, 1:].contiguous()
+
+    def _split(self, index: int) -> int:
+        """How many sequences of a source are trained on; the rest is held out."""
+        source = self._experiment.data.all_sources[index]
+        sequences, share = len(self._sources[index]), self._experiment.data.validation
+        trained = sequences - math.ceil(sequences * share)
+        name, length = source.path or source.source, self._experiment.model.sequence
+        if not sequences:
+            fit = self._experiment.data.packing == "fit"
+            short = "no document of two" if fit else f"less than one sequence of {length} and its target"
+            raise EngineError(
+                f"the {source.source} in {name} has {self._sources[index].tokens} tokens, {short}",
+                "give more of it, or a smaller model.sequence",
+            )
+        if not trained:
+            raise EngineError(
+                f"the {source.source} in {name} makes {sequences} sequences of {length}, and data.validation "
+                f"{share} holds all of them out",
+                "give more of it, or a smaller data.validation",
+            )
+        return trained
+
+    def rows(self, step: int) -> Portion:
+        """This rank's share of one step; the first step is 1."""
+        sources, positions = self._mixture.at(step_positions(step, self._experiment.training.global_batch))
+        indices = np.empty_like(positions)
+        for source in np.unique(sources):
+            of_source = sources == source
+            indices[of_source] = self._epochs[source].at(positions[of_source])
+        return self._read(sources, indices)
+
+    def held_out(self) -> list[Portion]:
+        """The sequences to evaluate on, always the same, in pieces no larger than a training batch.
+
+        Sources have the shares that they have in training, and no sequence is taken twice.
+
+        Raises:
+            EngineError: there is less than one sequence for each batch shard.
+        """
+        wanted = self._experiment.evaluation.sequences
+        sources, positions = self._mixture.at(np.arange(wanted))
+        indices = np.array(self._trained)[sources] + positions
+        there = indices < np.array([len(source) for source in self._sources])[sources]
+        available = wanted if there.all() else int(np.argmin(there))
+        shards = self._share.shards
+        if available < shards:
+            raise EngineError(
+                f"{available} held-out sequences to evaluate on are not one for each of {shards} shards",
+                f"set evaluation.sequences to {shards} or more, and data.validation to hold out as many",
+            )
+        batch = self._experiment.training.global_batch
+        cuts = range(0, available // shards * shards, batch)
+        ends = [min(start + batch, cuts.stop) for start in cuts]
+        return [self._read(sources[a:b], indices[a:b]) for a, b in zip(cuts, ends, strict=True)]
+
+    def _read(self, sources: Integers, indices: Integers) -> Portion:
+        """This rank's share of the batch of ``indices``."""
+        own = shard_rows(len(sources), self._share.shard, self._share.shards)
+        counted = sum(
+            self._sources[source].counted(indices[sources == source]) for source in np.unique(sources)
+        )
+        size = len(indices) * self._experiment.model.sequence
+        own_rows = zip(sources[own].tolist(), indices[own].tolist(), strict=True)
+        if not self._share.reads:
+            nothing_BL = torch.zeros(
+                (own.stop - own.start, self._experiment.model.sequence), dtype=torch.int64
+            )
+            return Portion(nothing_BL, nothing_BL, counted, size)
+        read = [self._sources[source].read(index) for source, index in own_rows]
+        inputs_BL, targets_BL = (torch.from_numpy(np.stack(part)) for part in zip(*read, strict=True))
+        return Portion(inputs_BL, targets_BL, counted, size)

@@ -1,7 +1,8 @@
 """Cross-entropy of logits whose vocabulary is split over x (Shoeybi et al., arXiv 1909.08053).
 
 Only three numbers a token cross the group: the largest logit, the sum of exponentials and the
-target's logit. Letters: N tokens, V the part of the vocabulary here.
+target's logit. A negative target is ignored: no loss, no gradient. Letters: N tokens, V the part
+of the vocabulary here.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ class _CrossEntropy(torch.autograd.Function):
         softmax_NV = shifted_NV.exp_()
         sums = torch.stack([softmax_NV.sum(1), target_N])
         peers.all_reduce(sums).wait()
-        softmax_NV /= sums[0].unsqueeze(1)
+        ignored_N = targets_N < 0
+        # Divided by infinity the row of an ignored target is zero, and so is its gradient.
+        softmax_NV /= sums[0].masked_fill(ignored_N, torch.inf).unsqueeze(1)
         ctx.save_for_backward(softmax_NV, columns_N1, foreign_N)
         ctx.dtype = logits_NV.dtype
-        return (sums[0].log() - sums[1]).sum()
+        return (sums[0].log() - sums[1]).masked_fill(ignored_N, 0).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -42,6 +45,9 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(logits_BLV: torch.Tensor, targets_BL: torch.Tensor, peers: Peers) -> torch.Tensor:
-    """Sum over tokens of -log p(target), in fp32; the same on every rank of ``peers``."""
+    """Sum over targets of -log p(target), in fp32; the same on every rank of ``peers``.
+
+    Targets below 0 are ignored.
+    """
     loss: torch.Tensor = _CrossEntropy.apply(logits_BLV.flatten(0, 1), targets_BL.flatten(), peers)  # type: ignore[no-untyped-call]
     return loss
