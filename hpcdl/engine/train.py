@@ -127,7 +127,6 @@ class Training:
                 self._tracer.begin(step)
                 self._step(step, batches)
                 self._save(step)
-                self._tracer.keep(self._timeline.take())
                 self._tracer.end(step)
         self._keeper.join()
         self._recorder.event("finished", step=self._progress.step, loss=self._progress.loss)

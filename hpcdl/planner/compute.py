@@ -29,6 +29,7 @@ class Work:
 
     forward: Floats
     backward: Floats
+    weight: Floats  # what of the backward is for gradients of weights
 
 
 def layer(case: Case, c: Candidates) -> Work:
@@ -43,7 +44,7 @@ def layer(case: Case, c: Candidates) -> Work:
     floor = np.full(len(c), _LAYER_KERNELS * case.profile.kernel_floor_s)
     forward = np.maximum(products + attention + streams, floor)
     backward = np.maximum(2 * products + _ATTENTION_BACKWARD * attention + 2 * streams, 2 * floor)
-    return Work(forward, backward)
+    return Work(forward, backward, products)
 
 
 def head(case: Case, c: Candidates) -> Work:
@@ -51,13 +52,14 @@ def head(case: Case, c: Candidates) -> Work:
     model, tokens = case.model, _tokens(case, c)
     product = _product(case, tokens, model.vocab / c.x, model.hidden / c.y)
     logits = 4 * 4 * tokens * model.vocab / c.x / case.memory_rate
-    return Work(product + logits, 2 * product + logits)
+    return Work(product + logits, 2 * product + logits, product)
 
 
 def host(case: Case, work: Work) -> Work:
     """What the host adds to one layer when it launches kernels slower than the device runs them."""
     floor = case.profile.host_floor_s
-    return Work(np.maximum(0, floor - work.forward), np.maximum(0, _HOST_BACKWARD * floor - work.backward))
+    forward, backward = floor - work.forward, _HOST_BACKWARD * floor - work.backward
+    return Work(np.maximum(0, forward), np.maximum(0, backward), 0 * forward)
 
 
 def optimizer(case: Case, parameters: Floats) -> Floats:

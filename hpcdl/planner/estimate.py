@@ -7,7 +7,8 @@ branch is the sum of its children, so nothing is counted that is not shown.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from hpcdl.planner import comm, compute, memory
 from hpcdl.planner.case import Case
 from hpcdl.planner.comm import Fabric, Traffic
 from hpcdl.planner.compute import Work
-from hpcdl.planner.pipeline import Pipeline
+from hpcdl.planner.pipeline import Pipeline, simulate
 from hpcdl.planner.space import Candidates, Floats, Ints
+from hpcdl.spec.partition import stage_layers
+from hpcdl.stage import Flow
 
 FORMULAS = {
     "forward": "m · layers · (2·tokens·P/(x·y) / (peak·efficiency) + attention + streams)",
@@ -37,8 +40,8 @@ FORMULAS = {
     "step overhead": "once a step, from the profile",
     "weights": "parameters of a rank · (fp32 4, bf16 2) bytes",
     "gradients": "parameters of a rank · 4 bytes",
-    "optimizer state": "parameters of a rank · (fp32 8, bf16 12) bytes",
-    "activations": "min(p, m) microbatches · layers · what autograd keeps; the last stage one microbatch",
+    "optimizer state": "parameters of a rank · (fp32 8, bf16 12) bytes, with ZeRO-1 / data",
+    "activations": "microbatches in flight · layers · what autograd keeps; the last stage one microbatch",
     "logits": "tokens · V/x · (8, bf16 10) bytes, last stage",
     "working weights": "one layer gathered over z, and one matrix's whole gradient",
     "reduction buckets": "two chunks of training.bucket_mib · buckets_per_chunk",
@@ -81,26 +84,22 @@ def step_tree(case: Case, c: Candidates) -> Term:
     """Seconds of one optimizer step."""
     fabric = Fabric(case, c)
     stage = _busiest_stage(case, fabric)
-    pipeline = stage.pipeline
     within = Term.total("busiest stage", *stage.terms)
-    free = Pipeline(
-        pipeline.stages, pipeline.microbatches, pipeline.busiest, pipeline.total, 0 * pipeline.hop
-    )
     return Term.total(
         "step",
         within,
-        Term("pipeline bubble", free.seconds - within.value),
-        Term("pipeline messages", pipeline.seconds - free.seconds),
-        Term("shared cores", _waiting(case, pipeline)),
+        Term("pipeline bubble", stage.free_seconds - within.value),
+        Term("pipeline messages", stage.seconds - stage.free_seconds),
+        Term("shared cores", _waiting(case, stage)),
         *_after_backward(case, fabric, stage.backward),
     )
 
 
-def _waiting(case: Case, pipeline: Pipeline) -> Floats:
+def _waiting(case: Case, stage: _Stage) -> Floats:
     """What ranks that share cores take beyond ranks that have their own."""
     if case.crowding == 1:
-        return 0 * pipeline.seconds
-    return np.maximum(0, pipeline.crowded_seconds(case.crowding) - pipeline.seconds)
+        return 0 * stage.seconds
+    return np.maximum(0, stage.pipeline.crowded_seconds(case.crowding) - stage.seconds)
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,8 @@ class _Stage:
     terms: tuple[Term, ...]
     backward: Floats
     pipeline: Pipeline
+    seconds: Floats  # of the whole pipeline
+    free_seconds: Floats  # the same if messages took no time
 
 
 def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
@@ -132,8 +133,49 @@ def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
         for name in _PARTS
     )
     total = case.model.layers * layer.seconds + begin.seconds + end.seconds
-    pipeline = Pipeline(c.pipeline, m, np.maximum(first, last), total, comm.hop(fabric))
-    return _Stage(terms, layers * layer.parts["backward"], pipeline)
+    hop = comm.hop(fabric)
+    pipeline = Pipeline(c.pipeline, m, np.maximum(first, last), total, hop)
+    seconds, free = pipeline.seconds, replace(pipeline, hop=0 * hop).seconds
+    # More stages than layers are refused, but still shown with an estimate.
+    if not c.plain_pipeline and (c.pipeline * c.interleave <= case.model.layers).all():
+        blocks = _Blocks(begin, layer, end)
+        seconds, free = (_on_the_clock(case, c, blocks, each) for each in (hop, 0 * hop))
+    return _Stage(terms, layers * layer.parts["backward"], pipeline, seconds, free)
+
+
+class _Blocks(NamedTuple):
+    """What a pipeline is made of."""
+
+    begin: _Block
+    layer: _Block
+    end: _Block
+
+    def at(self, position: int) -> _Blocks:
+        """Those of one candidate."""
+        return _Blocks(*(block.at(position) for block in self))
+
+
+def _on_the_clock(case: Case, c: Candidates, blocks: _Blocks, hop: Floats) -> Floats:
+    """Seconds of each candidate's pipeline, by the engine's own machine: no closed form is exact here."""
+    flows = enumerate(c.flows(case.training.global_batch))
+    return np.array([_simulated(case, flow, blocks.at(i), float(hop[i])) for i, flow in flows])
+
+
+def _simulated(case: Case, flow: Flow, blocks: _Blocks, hop: float) -> float:
+    forward, backward, weight = (
+        _by_stage(case, flow, blocks, part) for part in ("forward", "backward", "weight")
+    )
+    return simulate(flow, forward, backward, weight, hop)
+
+
+def _by_stage(case: Case, flow: Flow, blocks: _Blocks, part: str) -> list[float]:
+    """Seconds a microbatch of ``part`` on each virtual stage, for blocks of one candidate."""
+    begin, layer, end = (float(getattr(block, part)) for block in blocks)
+    stages = flow.ranks * flow.chunks
+    seconds = [layer * len(stage_layers(case.model, stages, stage)) for stage in range(stages)]
+    seconds[0] += begin
+    seconds[-1] += end
+    return seconds
 
 
 _PARTS = (
@@ -146,6 +188,18 @@ class _Block:
     """Seconds a microbatch of one layer, or of what stands before or after the layers, by part."""
 
     parts: dict[str, Floats]
+    forward: Floats  # what of ``seconds`` is the forward's
+    weight: Floats  # what of the backward is for gradients of weights
+
+    @property
+    def backward(self) -> Floats:
+        """The rest, recomputation included."""
+        return self.seconds - self.forward
+
+    def at(self, position: int) -> _Block:
+        """That of one candidate."""
+        parts = {name: seconds[position] for name, seconds in self.parts.items()}
+        return _Block(parts, self.forward[position], self.weight[position])
 
     @property
     def seconds(self) -> Floats:
@@ -159,7 +213,8 @@ class _Block:
         parts: dict[str, Floats] = {name: np.zeros(len(c)) for name in _PARTS}
         for name, axis in (("tensor x", "x"), ("tensor y", "y"), ("weights z", "z")):
             parts[name] = traffic[axis].forward + traffic[axis].backward
-        return cls(parts)
+        forward = np.zeros(len(c)) + sum(axis.forward for axis in traffic.values())
+        return cls(parts, forward, np.zeros(len(c)))
 
     @classmethod
     def of_layer(cls, case: Case, c: Candidates, fabric: Fabric) -> _Block:
@@ -169,14 +224,16 @@ class _Block:
         block = cls.of_traffic(c, traffic)
         again = work.forward + host.forward + sum(axis.forward for axis in traffic.values())
         timed = {"forward": work.forward, "backward": work.backward, "recompute": c.full_recompute * again}
-        return cls({**block.parts, **timed, "host launches": host.forward + host.backward})
+        parts = {**block.parts, **timed, "host launches": host.forward + host.backward}
+        return cls(parts, block.forward + work.forward + host.forward, work.weight)
 
     @classmethod
     def of_head(cls, case: Case, c: Candidates, fabric: Fabric) -> _Block:
         """LM head and loss."""
         work: Work = compute.head(case, c)
         block = cls.of_traffic(c, comm.head(fabric))
-        return cls({**block.parts, "head and loss": work.forward + work.backward})
+        parts = {**block.parts, "head and loss": work.forward + work.backward}
+        return cls(parts, block.forward + work.forward, work.weight)
 
 
 def _after_backward(case: Case, fabric: Fabric, backward: Floats) -> list[Term]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from hpcdl.planner.case import Case
 from hpcdl.planner.space import Bools, Candidates, Floats, Ints
-from hpcdl.spec.partition import last_layers, stage_layers
+from hpcdl.spec.partition import stage_layers
 from hpcdl.units import GIB, MIB
 
 TERMS = (
@@ -35,11 +35,20 @@ MARGIN = 0.05
 
 
 def layers_of_stages(case: Case, c: Candidates) -> tuple[Ints, Ints]:
-    """Layers of the first stage, and of the last; see ``spec.partition``."""
-    stages, where = np.unique(c.pipeline, return_inverse=True)
-    first = np.array([len(stage_layers(case.model, int(count), 0)) for count in stages])
-    last = np.array([last_layers(case.model, int(count)) for count in stages])
-    return first[where], last[where]
+    """Layers of the first rank of a pipeline, and of the last, over all their virtual stages."""
+    ranks, where = np.unique(c.pipeline, return_inverse=True)
+    ends = [_layers_of_ends(case, int(count), c.interleave) for count in ranks]
+    first, last = np.array(ends, dtype=np.int64).reshape(-1, 2)[where].T
+    return first, last
+
+
+def _layers_of_ends(case: Case, ranks: int, chunks: int) -> tuple[int, int]:
+    stages = min(ranks * chunks, case.model.layers)  # more are refused, but still shown with an estimate
+    first, last = (
+        sum(len(stage_layers(case.model, stages, stage)) for stage in range(rank, stages, ranks))
+        for rank in (0, ranks - 1)
+    )
+    return first, last
 
 
 def device_memory(case: Case, c: Candidates) -> dict[str, Floats]:
@@ -89,7 +98,7 @@ def _stage(case: Case, c: Candidates, *, is_last: bool) -> dict[str, Floats]:
     terms = {
         "weights": weight * parameters,
         "gradients": 4 * parameters,
-        "optimizer state": (8 if weight == 4 else 12) * parameters,
+        "optimizer state": (8 if weight == 4 else 12) * parameters / (c.data if c.zero else 1),
         "activations": _activations(case, c, is_last=is_last),
         "logits": _logits(case, c) * (np.ones(len(c)) if is_last else (c.pipeline == 1)),
         "working weights": _working_weights(case, c),
@@ -111,7 +120,7 @@ def _layer_parameters(case: Case, c: Candidates) -> Floats:
 
 
 def _activations(case: Case, c: Candidates, *, is_last: bool) -> Floats:
-    """Kept for the microbatches in flight; the last stage goes straight on to backward, so it holds one."""
+    """What autograd keeps between a forward and its backward."""
     model = case.model
     tokens = c.microbatch * float(model.sequence)
     stream = tokens * model.hidden / c.y
@@ -122,11 +131,22 @@ def _activations(case: Case, c: Candidates, *, is_last: bool) -> Floats:
     scores = _unfused_scores(case, c)
     layer = working * case.element_bytes + statistics + scores
     layers = layers_of_stages(case, c)[1 if is_last else 0]
-    in_flight = np.minimum(c.pipeline, c.microbatches(case.training.global_batch))
-    held = np.where(c.pipeline == 1, 1, 1 if is_last else in_flight)
+    held = _held(case, c, is_last=is_last)
     kept = held * layers * layer
-    checkpoints = held * layers * stream * case.element_bytes + layer
+    every = c.common.recompute_every
+    checkpoints = held * np.ceil(layers / every) * stream * case.element_bytes + every * layer
     return np.where(c.full_recompute, np.minimum(checkpoints, kept), kept)
+
+
+def _held(case: Case, c: Candidates, *, is_last: bool) -> Ints:
+    """Microbatches of which a rank keeps activations.
+
+    The last stage goes straight on to backward, so it holds one, unless it holds other chunks or owes weight
+    gradients.
+    """
+    straight = is_last and c.interleave == 1 and not c.common.defer_weights
+    held: Ints = np.where(c.pipeline == 1, 1, 1 if straight else c.in_flight(case.training.global_batch))
+    return held
 
 
 def _unfused_scores(case: Case, c: Candidates) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 
 from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES, Decomposition
 from hpcdl.spec.model import Model
+from hpcdl.stage import Flow
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
+
+
+_PLAIN = Decomposition()
+_ARRAYS = (*AXES, "microbatch", "full_recompute")
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Candidates:
     """Many decompositions at once: one array an axis, all of one length.
 
     It has the attributes of a ``Decomposition``, so the rules of ``spec.decomposition`` judge it as they
-    judge one. What the bundled engine cannot vary is a plain value.
+    judge one. ``common`` says what the search does not vary.
     """
 
     x: Ints
@@ -33,20 +38,39 @@ class Candidates:
     pipeline: Ints
     microbatch: Ints
     full_recompute: Bools
-
-    interleave = 1
-    defer_weights = False
-    zero = 0
-    offload = "none"
-    recompute_every = 1
+    common: Decomposition = _PLAIN
 
     def __len__(self) -> int:
         return len(self.data)
 
     @property
     def recompute(self) -> NDArray[np.str_]:
-        """``none`` or ``full``."""
-        return np.where(self.full_recompute, "full", "none")
+        """``none`` or ``full`` where the search varies it, else what all have in common."""
+        return np.where(self.full_recompute, "full", self._not_full)
+
+    @property
+    def _not_full(self) -> str:
+        return "none" if self.common.recompute == "full" else self.common.recompute
+
+    @property
+    def interleave(self) -> int:
+        """Virtual stages a rank."""
+        return self.common.interleave
+
+    @property
+    def recompute_every(self) -> int:
+        """Layers that are recomputed as one."""
+        return self.common.recompute_every
+
+    @property
+    def zero(self) -> int:
+        """1: optimizer state is sharded over data."""
+        return self.common.zero
+
+    @property
+    def offload(self) -> str:
+        """What is kept in CPU memory."""
+        return self.common.offload
 
     @property
     def batch_shards(self) -> Ints:
@@ -70,21 +94,41 @@ class Candidates:
             product = product * getattr(self, name)
         return product
 
+    @property
+    def plain_pipeline(self) -> bool:
+        """Whether stages are whole, as many microbatches in flight as stages, and backwards in one piece."""
+        d = self.common
+        return d.interleave == 1 and d.in_flight is None and not d.defer_weights
+
+    def flows(self, global_batch: int) -> list[Flow]:
+        """How one batch flows through the pipeline of each candidate."""
+        d, counts = self.common, self.microbatches(global_batch)
+        return [
+            Flow(int(ranks), int(count), d.interleave, d.in_flight, d.defer_weights)
+            for ranks, count in zip(self.pipeline, counts, strict=True)
+        ]
+
+    def in_flight(self, global_batch: int) -> Ints:
+        """Microbatches in a pipeline at once."""
+        if self.plain_pipeline:
+            return np.minimum(self.pipeline, self.microbatches(global_batch))
+        return np.array([flow.limit for flow in self.flows(global_batch)])
+
     def take(self, index: NDArray[Any]) -> Candidates:
         """The candidates at ``index`` (positions, or a mask)."""
-        return Candidates(*(getattr(self, field.name)[index] for field in fields(self)))
+        return replace(self, **{name: getattr(self, name)[index] for name in _ARRAYS})
 
     def decomposition(self, position: int) -> Decomposition:
         """One candidate."""
         degrees = {axis: int(getattr(self, axis)[position]) for axis in (*AXES, "microbatch")}
-        recompute = "full" if self.full_recompute[position] else "none"
-        return Decomposition.model_validate({**degrees, "recompute": recompute})
+        recompute = "full" if self.full_recompute[position] else self._not_full
+        return Decomposition.model_validate({**self.common.model_dump(), **degrees, "recompute": recompute})
 
     @classmethod
     def of(cls, d: Decomposition) -> Candidates:
         """One decomposition as a list of one."""
         one = {axis: np.array([getattr(d, axis)]) for axis in (*AXES, "microbatch")}
-        return cls(**one, full_recompute=np.array([d.recompute == "full"]))
+        return cls(**one, full_recompute=np.array([d.recompute == "full"]), common=d)
 
 
 @dataclass(frozen=True)
