@@ -136,7 +136,11 @@ def gradient_reduction(fabric: Fabric, shard_parameters: Floats) -> tuple[Floats
     """
     count_bytes = shard_parameters * _GRADIENT_BYTES
     buckets = np.ceil(count_bytes / (fabric.case.training.chunk_mib * MIB))
-    whole = fabric.all_reduce(count_bytes, "data") + 2 * (buckets - 1) * fabric.rounds(fabric.size("data"))
+    rounds = (buckets - 1) * fabric.rounds(fabric.size("data"))
+    if fabric.candidates.zero:
+        whole = fabric.gather(count_bytes, "data") + rounds
+    else:
+        whole = fabric.all_reduce(count_bytes, "data") + 2 * rounds
     return whole, whole / buckets
 
 

@@ -47,6 +47,12 @@ def layer(case: Case, c: Candidates) -> Work:
     return Work(forward, backward, products)
 
 
+def core(case: Case, c: Candidates) -> Floats:
+    """What selective recomputation does again in one layer: attention's core and the activation."""
+    elements = _tokens(case, c) * (case.model.layer_matrices[2].rows + case.model.ffn) / c.x
+    return _attention(case, c) + elements * case.element_bytes / case.memory_rate
+
+
 def head(case: Case, c: Candidates) -> Work:
     """LM head and loss: one product, and reading and writing fp32 logits twice."""
     model, tokens = case.model, _tokens(case, c)

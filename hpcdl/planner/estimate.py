@@ -24,7 +24,7 @@ from hpcdl.stage import Flow
 FORMULAS = {
     "forward": "m · layers · (2·tokens·P/(x·y) / (peak·efficiency) + attention + streams)",
     "backward": "two products for each of forward's, attention 2.5 times, streams twice",
-    "recompute": "forward once more, with its communication",
+    "recompute": "full: forward once more, with its communication; selective: attention and activation",
     "host launches": "m · layers · (host floor - device time), where positive; backward 1.3 times",
     "head and loss": "m · (2·tokens·V·h/(x·y) · 3 / (peak·efficiency) + fp32 logits), last stage",
     "tensor x": "m · all-reduces over x: 2·log2(x)·latency + 2·(x-1)/x·bytes/bandwidth",
@@ -33,7 +33,8 @@ FORMULAS = {
     "pipeline bubble": "sum of all stages' times for a microbatch, less the busiest stage's",
     "pipeline messages": "2·(p-1)·(latency + tokens·h/y·bytes/bandwidth), more where the round trip paces",
     "shared cores": "waiting for a core: the work of all ranks / cores, less the time already counted",
-    "gradient reduction": "fp32 all-reduce over data less overlap · last backward; at least one bucket",
+    "gradient reduction": "fp32 all-reduce (ZeRO-1: reduce-scatter) over data less overlap · last backward",
+    "parameter gather": "ZeRO-1: parameters of a rank gathered over data after the update",
     "tied embedding": "all-reduce of V·h/(x·y·z) fp32 gradients between the first and the last stage",
     "world all-reduce": "loss and gradient norm: 2·log2(ranks)·latency",
     "optimizer": "parameters of a rank · bytes an update / memory rate",
@@ -223,7 +224,9 @@ class _Block:
         host = compute.host(case, work)
         block = cls.of_traffic(c, traffic)
         again = work.forward + host.forward + sum(axis.forward for axis in traffic.values())
-        timed = {"forward": work.forward, "backward": work.backward, "recompute": c.full_recompute * again}
+        core = compute.core(case, c) * (c.common.recompute == "selective")
+        repeated = c.full_recompute * again + core
+        timed = {"forward": work.forward, "backward": work.backward, "recompute": repeated}
         parts = {**block.parts, **timed, "host launches": host.forward + host.backward}
         return cls(parts, block.forward + work.forward + host.forward, work.weight)
 
@@ -245,9 +248,10 @@ def _after_backward(case: Case, fabric: Fabric, backward: Floats) -> list[Term]:
     same: Ints = np.ones(len(c), dtype=np.int64)
     return [
         Term("gradient reduction", exposed),
+        Term("parameter gather", c.zero * fabric.gather(parameters * case.element_bytes, "data")),
         Term("tied embedding", comm.tied_embedding(fabric)),
         Term("world all-reduce", same * fabric.world()),
-        Term("optimizer", case.crowding * compute.optimizer(case, parameters)),
+        Term("optimizer", case.crowding * compute.optimizer(case, parameters / (c.data if c.zero else 1))),
         Term("step overhead", same * case.profile.step_overhead_s),
     ]
 

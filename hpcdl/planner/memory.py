@@ -10,7 +10,8 @@ them (the stream h/y, heads and ffn over x):
     mlp.up's output           f/x, SwiGLU 2f/x          mlp.down's input                f/x, SwiGLU 2f/x
 
 which for a classic block is 16h, Korthikanti et al. 2022's 34sbh bytes less their dropout masks and score
-square. Full recompute keeps h/y a layer and one layer's worth while it works.
+square. Selective recompute drops what comes after mlp.up and inside attention; full recompute keeps h/y for
+every ``recompute_every`` layers, and so many layers' worth while it works.
 """
 
 from __future__ import annotations
@@ -125,11 +126,12 @@ def _activations(case: Case, c: Candidates, *, is_last: bool) -> Floats:
     tokens = c.microbatch * float(model.sequence)
     stream = tokens * model.hidden / c.y
     qkv, _, up, _ = (matrix.rows for matrix in model.layer_matrices)
-    mlp = 2 * up if model.family == "llama" else up + model.ffn
+    selective = c.common.recompute == "selective"
+    mlp = up if selective else 2 * up if model.family == "llama" else up + model.ffn
     working = 4 * stream + tokens * (qkv + model.hidden + mlp) / c.x
     statistics = 4 * tokens * model.heads / c.x  # bytes: fp32 row sums of fused attention
-    scores = _unfused_scores(case, c)
-    layer = working * case.element_bytes + statistics + scores
+    core = np.zeros(len(c)) if selective else statistics + _unfused_scores(case, c)
+    layer = working * case.element_bytes + core
     layers = layers_of_stages(case, c)[1 if is_last else 0]
     held = _held(case, c, is_last=is_last)
     kept = held * layers * layer

@@ -83,3 +83,28 @@ def test_memory_bound_products_take_the_time_of_their_bytes(case_on):
     model = Model(layers=1, hidden=8192, heads=64, vocab=256, sequence=1)
     work = compute.layer(case_on(model=model, **IDEAL), Candidates.of(Decomposition()))
     assert work.forward[0] == pytest.approx(2 * 12 * 8192**2 / 1555e9, rel=0.01)
+
+
+def test_interleaving_and_deferring_shorten_the_bubble(case_on):
+    """By the engine's own machine on a clock; see docs/design/005."""
+    model = Model(layers=16, hidden=8192, heads=64, vocab=1024, sequence=1024)
+    case = case_on(nodes=2, model=model, training=Training(global_batch=16))
+
+    def bubble(**changes):
+        tree = step_tree(case, Candidates.of(Decomposition(pipeline=4, **changes)))
+        return next(float(term.value[0]) for term in tree.leaves() if term.name == "pipeline bubble")
+
+    plain = bubble()
+    assert bubble(interleave=2) < 0.75 * plain
+    assert bubble(defer_weights=True) < plain
+
+
+def test_zero_trades_an_all_reduce_for_a_scatter_and_a_gather(case_on):
+    case = case_on(nodes=2)
+    plain, zero = (
+        {term.name: float(term.value[0]) for term in step_tree(case, Candidates.of(d)).leaves()}
+        for d in (Decomposition(data=8), Decomposition(data=8, zero=1))
+    )
+    assert plain["parameter gather"] == 0 < zero["parameter gather"]
+    assert zero["gradient reduction"] < plain["gradient reduction"]
+    assert zero["optimizer"] == pytest.approx(plain["optimizer"] / 8)

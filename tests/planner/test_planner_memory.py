@@ -87,3 +87,31 @@ def test_fit_leaves_a_margin(case_on):
     assert memory.budget(case) == pytest.approx(0.95 * 40 * 2**30)
     terms = {"weights": np.array([0.949, 0.951]) * 40 * 2**30}
     assert memory.fits(case, terms).tolist() == [True, False]
+
+
+def test_zero_shares_optimizer_state_over_data_and_nothing_else(case_on):
+    case = case_on(nodes=2)
+    replicated, shared = one(case, data=8), one(case, data=8, zero=1)
+    assert shared.pop("optimizer state") == pytest.approx(replicated.pop("optimizer state") / 8)
+    assert shared.pop("allocator slack") <= replicated.pop("allocator slack")
+    assert shared == replicated
+
+
+def test_recomputation_keeps_less_the_more_it_repeats(case_on):
+    case = case_on(model=Model(layers=64, hidden=512, heads=8, vocab=1024, sequence=256))
+    ways = [
+        {},
+        {"recompute": "selective"},
+        {"recompute": "full"},
+        {"recompute": "full", "recompute_every": 2},
+    ]
+    held = [one(case, microbatch=4, **way)["activations"] for way in ways]
+    assert held == sorted(held, reverse=True)
+    assert held[1] == pytest.approx(64 * 4 * 256 * 512 * 12 * 2)  # 16h elements less the activation's 4h
+
+
+def test_more_microbatches_in_flight_are_held(case_on):
+    case = case_on(training=Training(global_batch=64))
+    plain, twice = one(case, pipeline=4), one(case, pipeline=4, in_flight=8)
+    assert twice["activations"] == pytest.approx(2 * plain["activations"])
+    assert one(case, pipeline=4, interleave=2)["activations"] == pytest.approx(twice["activations"])
