@@ -136,6 +136,8 @@ def _title(name: str, facts: Mapping[str, int]) -> str:
         words.append(f"over {facts['ranks']}")
     if "microbatch" in facts:
         words.append(str(facts["microbatch"]))
+    if facts.get("chunk"):
+        words.append(f"chunk {facts['chunk']}")
     size = f", {format_bytes(facts['bytes'])}" if "bytes" in facts else ""
     return " ".join(words) + size
 

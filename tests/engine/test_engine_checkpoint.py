@@ -110,9 +110,14 @@ def test_parts_may_be_pieces_of_a_block(tmp_path):
 def cut(part, pieces=2):
     """The same part as several."""
     size = part.span.stop - part.span.start
+    first = part.span.start
     ends = [size * index // pieces for index in range(pieces + 1)]
     return [
-        replace(part, span=slice(start, stop), tensors={k: t[start:stop] for k, t in part.tensors.items()})
+        replace(
+            part,
+            span=slice(first + start, first + stop),
+            tensors={name: tensor[start:stop] for name, tensor in part.tensors.items()},
+        )
         for start, stop in pairwise(ends)
     ]
 

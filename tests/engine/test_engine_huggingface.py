@@ -47,11 +47,11 @@ def shaken(values):
 
 
 def engine_logits(learner):
-    stage = learner.stage
-    stream = stage.embedding(TOKENS_BL)
-    for layer in stage.layers:
+    (chunk,) = learner.stage.chunks
+    stream = chunk.embedding(TOKENS_BL)
+    for layer in chunk.layers:
         stream = layer(stream)
-    return product(stage.head.norm(stream), stage.head.weight, None, stage.head.layout)
+    return product(chunk.head.norm(stream), None, chunk.head.layout)
 
 
 @torch.no_grad()

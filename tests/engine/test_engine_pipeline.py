@@ -15,6 +15,7 @@ from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.memory import MemoryTransport
 from hpcdl.engine.transport.packet import Field
 from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.job import Overlap
 
 ROWS = 7
 
@@ -51,11 +52,12 @@ def one_pass(transport, decomposition):
     tokens = torch.randint(0, 256, (ROWS, GPT.sequence + 1), generator=torch.Generator().manual_seed(0))
     inputs, targets = (part.split(decomposition.microbatch) for part in (tokens[:, :-1], tokens[:, 1:]))
     timeline = Timeline()
-    timeline.recording = True
     batch = Batch(inputs, targets, loss_scale=0.1, step=1)
     loss = Pass(Seat(transport, topology, groups.team, timeline), stage, batch).run()
     gradients = [(held, held.parameter.grad) for held in stage.held]
-    return loss.item(), gradients, [span.name for span in timeline.spans if span.category == COMPUTE]
+    computed = [span for span in timeline.take().spans if span.category == COMPUTE]
+    happened = [f"{one.name} {one.facts['chunk']}.{one.facts['microbatch']}" for one in computed]
+    return loss.item(), gradients, happened
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +176,12 @@ class Pairs:
     signature = (Field((3,), torch.float32), Field((), torch.int64))
     device = torch.device("cpu")
 
-    def __init__(self, topology):
+    def __init__(self, topology, groups):
         d = topology.decomposition
         last = d.pipeline * d.interleave - 1
         numbers = [chunk * d.pipeline + topology.stage for chunk in range(d.interleave)]
         self.chunks = nn.ModuleList(Pair(number, number == last) for number in numbers)
-        self.later = Later()
+        self.later = Later(groups, Overlap())
 
 
 @pytest.mark.parametrize("degrees", [{"pipeline": 4}, {"pipeline": 2, "interleave": 2}], ids=str)
@@ -189,8 +191,8 @@ def test_messages_carry_several_tensors(degrees):
 
     def work(transport):
         topology = Topology(decomposition, transport.rank)
-        team = make_groups(transport, topology, tied=False).team
-        model = Pairs(topology)
+        groups = make_groups(transport, topology, tied=False)
+        team, model = groups.team, Pairs(topology, groups)
         batch = Batch(inputs.split(2), targets.split(2), loss_scale=0.5, step=1)
         loss = Pass(Seat(transport, topology, team, Timeline()), model, batch).run()
         return loss, [(chunk.weight[0].item(), chunk.weight.grad) for chunk in model.chunks]
