@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from hpcdl.spec.checkpoint import Checkpoint
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.entry import EntryModel
 from hpcdl.spec.frozen import Frozen
 from hpcdl.spec.job import Communication, Environment, Layout, Resources
 from hpcdl.spec.model import Model
@@ -24,11 +25,22 @@ def _visible(name: str) -> str:
     return name
 
 
+def _kind(given: Any) -> str:
+    """Which of the two a ``model:`` is: it is the user's own if it has an entry."""
+    own = isinstance(given, EntryModel) or (isinstance(given, dict) and "entry" in given)
+    return "EntryModel" if own else "Model"
+
+
+AnyModel = Annotated[
+    Annotated[Model, Tag("Model")] | Annotated[EntryModel, Tag("EntryModel")], Discriminator(_kind)
+]
+
+
 class Experiment(Frozen):
     """One experiment file."""
 
     name: Annotated[str, AfterValidator(_visible)] = "experiment"
-    model: Model
+    model: AnyModel
     data: Data
     training: Training = Training()
     parallelism: Literal["auto"] | Decomposition = Field("auto", description="auto: the planner chooses")
@@ -42,11 +54,24 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _vocabulary_holds_tokens(self) -> Experiment:
+        if isinstance(self.model, EntryModel):
+            return self
         if self.data.tokenizer == "bytes" and self.model.vocab < 256:
             raise ValueError(
                 f"the bytes tokenizer needs a vocab of at least 256, but model.vocab is {self.model.vocab}"
             )
         return self
+
+    @property
+    def shape(self) -> Model:
+        """The transformer that is trained.
+
+        Raises:
+            TypeError: the model is the user's own, and of those no shape is known.
+        """
+        if isinstance(self.model, EntryModel):
+            raise TypeError(f"{self.model.entry} has no shape")
+        return self.model
 
 
 class ResolvedRun(Frozen):
