@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from hpcdl import shell
-from hpcdl.errors import HpcdlError, SchedulerError, SiteError, UsageError
+from hpcdl.errors import HpcdlError, InfeasibleError, SchedulerError, SiteError, UsageError
 from hpcdl.planner.layout import layout, spread
 from hpcdl.planner.plan import Plan, plan
 from hpcdl.run_folder import RunFolder
@@ -26,6 +27,8 @@ from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.load import load_site
 from hpcdl.sites.site import Site
 from hpcdl.spec import load
+from hpcdl.spec.decomposition import Decomposition, violations
+from hpcdl.spec.entry import EntryModel
 from hpcdl.spec.experiment import Experiment, ResolvedRun
 from hpcdl.spec.job import Layout
 from hpcdl.telemetry import StepRecord
@@ -50,7 +53,8 @@ class Study:
     experiment: Experiment
     site: Site
     layout: Layout
-    plan: Plan
+    plan: Plan | None  # None for a model of the user's own, which the planner knows nothing of
+    decomposition: Decomposition
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,27 @@ def study(request: Request) -> Study:
     experiment = _anchored(load.validate(document, Experiment), request.file.absolute().parent)
     site = load_site(request.site)
     place = spread(experiment.resources, site)
-    return Study(source, experiment, site, place, plan(experiment, site, place.ranks, place))
+    if isinstance(experiment.model, EntryModel):
+        return Study(source, experiment, site, place, None, _unplanned(experiment, place.ranks))
+    found = plan(experiment, site, place.ranks, place)
+    return Study(source, experiment, site, place, found, found.best.decomposition)
+
+
+def _unplanned(experiment: Experiment, ranks: int) -> Decomposition:
+    """What a model of the user's own runs with: what was given, or one replica a device.
+
+    Raises:
+        InfeasibleError: it breaks a rule, or does not make the devices there are.
+    """
+    batch = experiment.training.global_batch
+    asked = experiment.parallelism
+    chosen = Decomposition(data=ranks, microbatch=max(1, batch // ranks)) if asked == "auto" else asked
+    broken = [*violations(chosen, experiment.model, batch).values()]
+    if chosen.ranks != ranks:
+        broken.append(f"{chosen} makes {chosen.ranks} ranks, but the job has {ranks} devices")
+    if broken:
+        raise InfeasibleError("\n".join(f"parallelism: {line}" for line in broken))
+    return chosen
 
 
 def _size(request: Request) -> list[str]:
@@ -89,14 +113,18 @@ def _size(request: Request) -> list[str]:
 
 def _anchored(experiment: Experiment, folder: Path) -> Experiment:
     """The experiment with its paths absolute: relative ones are relative to the file."""
-    checkpoint = experiment.checkpoint.model_copy(
-        update={"start": _absolute(experiment.checkpoint.start, folder)}
-    )
-    return experiment.model_copy(update={"data": experiment.data.anchored(folder), "checkpoint": checkpoint})
+    changes: dict[str, Any] = {"data": experiment.data.anchored(folder)}
+    if isinstance(experiment.model, EntryModel):
+        where = _absolute(experiment.model.folder, folder)
+        changes["model"] = experiment.model.model_copy(update={"folder": where})
+    if experiment.checkpoint.start is not None:
+        start = _absolute(experiment.checkpoint.start, folder)
+        changes["checkpoint"] = experiment.checkpoint.model_copy(update={"start": start})
+    return experiment.model_copy(update=changes)
 
 
-def _absolute(path: str | None, folder: Path) -> str | None:
-    return None if path is None else str((folder / Path(path).expanduser()).absolute())
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).absolute())
 
 
 def prepare(study: Study, runs: Path) -> RunFolder:
@@ -119,7 +147,8 @@ def prepare(study: Study, runs: Path) -> RunFolder:
 def _fill(folder: RunFolder, study: Study) -> None:
     run = resolve(study, folder.path.name)
     store.write(folder.experiment, study.source.decode("utf-8"))
-    store.write(folder.plan, json.dumps(study.plan.to_json(), indent=2) + "\n")
+    if study.plan:
+        store.write(folder.plan, json.dumps(study.plan.to_json(), indent=2) + "\n")
     _write_attempt(folder, run, study.site, attempt=1)
     # Written last: a folder with this file is a run.
     store.write(folder.resolved, run.model_dump_json(indent=2) + "\n")
@@ -162,7 +191,7 @@ def resolve(study: Study, run: str) -> ResolvedRun:
     return ResolvedRun(
         run=run,
         experiment=study.experiment,
-        decomposition=study.plan.best.decomposition,
+        decomposition=study.decomposition,
         layout=study.layout,
         device="cpu" if kind == "cpu" else "cuda",
         device_per_rank=site.launch.gpu_visibility == "one_per_task",

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from hpcdl.planner.plan import Plan
 from hpcdl.planner.rank import Candidate
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
@@ -104,21 +105,21 @@ def _state(state: str) -> str:
 # --- plans ---------------------------------------------------------------------------------------
 
 
-def plan(study: Study, top: int) -> None:
+def plan(study: Study, found: Plan, top: int) -> None:
     """The ranked candidates as a table, with what was refused."""
     _out.print(_plan_heading(study))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in _PLAN_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
-    best = "red" if study.plan.infeasible else "green"
-    for candidate in study.plan.candidates[:top]:
+    best = "red" if found.infeasible else "green"
+    for candidate in found.candidates[:top]:
         table.add_row(*_plan_row(candidate), style=best if candidate.rank == 1 else None)
     _out.print(table)
-    _plan_footer(study, top)
+    _plan_footer(found, top)
 
 
 def _plan_heading(study: Study) -> str:
-    model, place = study.experiment.model, study.layout
+    model, place = study.experiment.shape, study.layout
     device = study.site.node(study.experiment.resources.queue).device
     return (
         f"[bold]{escape(study.experiment.name)}[/]: {format_count(model.parameters)} parameters on "
@@ -141,8 +142,7 @@ def _plan_row(candidate: Candidate) -> list[str]:
     ]
 
 
-def _plan_footer(study: Study, top: int) -> None:
-    result = study.plan
+def _plan_footer(result: Plan, top: int) -> None:
     hidden = max(0, result.feasible - top)
     more = f", {hidden} slower ones not shown" if hidden else ""
     candidates = "1 candidate" if result.evaluated == 1 else f"{result.evaluated} candidates"
@@ -168,7 +168,7 @@ def submitted(study: Study, folder: RunFolder, job_id: str) -> None:
     """What was submitted, and where."""
     ranks = study.layout.ranks
     on = f" on {ranks} ranks" if ranks > 1 else ""
-    _out.print(f"running [bold]{study.plan.best.decomposition}[/]{on}")
+    _out.print(f"running [bold]{study.decomposition}[/]{on}")
     _out.print(f"submitted [bold]{folder.path.name}[/] as job {escape(job_id)} on {study.site.name}")
     _out.print(f"run folder: {escape(str(folder.path))}")
 

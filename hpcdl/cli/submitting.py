@@ -31,7 +31,7 @@ class Watch(Enum):
 
 def _study(request: workflow.Request) -> workflow.Study:
     study = workflow.study(request)
-    if study.plan.infeasible:
+    if study.plan and study.plan.infeasible:
         raise InfeasibleError(study.plan.infeasible)
     return study
 

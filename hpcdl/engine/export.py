@@ -18,6 +18,7 @@ from hpcdl.engine.checkpoint.shards import FAILURES
 from hpcdl.engine.checkpoint.starting import MASTER
 from hpcdl.errors import EngineError, HpcdlError
 from hpcdl.run_folder import RunFolder
+from hpcdl.spec.entry import EntryModel
 
 _FILE_LIMIT = 5 * 1000**3  # bytes; a file of that size still opens on a laptop
 
@@ -86,7 +87,13 @@ def _chosen(checkpoints: Path, step: int | None) -> int:
 
 
 def _write(source: Path, manifest: Manifest, out: Path, limit: int) -> None:
-    full = shapes(manifest.model)
+    model = manifest.model
+    if isinstance(model, EntryModel):
+        raise EngineError(
+            f"{source} holds the model of {model.entry}, for which there is no layout of Hugging Face",
+            "transformers of the families gpt and llama can be exported",
+        )
+    full = shapes(model)
 
     def read(name: str) -> torch.Tensor:
         shape = full[name]
@@ -101,7 +108,7 @@ def _write(source: Path, manifest: Manifest, out: Path, limit: int) -> None:
         fill(source, manifest, [Target(entry, {MASTER: values.view(-1)})])
         return values
 
-    layout.write(out, manifest.model, read, limit)
+    layout.write(out, model, read, limit)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hpcdl.engine.checkpoint.completing import Desk
 from hpcdl.engine.checkpoint.manifest import Manifest
 from hpcdl.engine.checkpoint.restoring import fill, targets_of
 from hpcdl.engine.checkpoint.saving import Saver
-from hpcdl.engine.checkpoint.shapes import refuse_other_meaning, refuse_other_model, shapes
+from hpcdl.engine.checkpoint.shapes import refuse_other_meaning, refuse_other_model
 from hpcdl.engine.checkpoint.starting import start_from
 from hpcdl.engine.learner import Learner
 from hpcdl.spec.experiment import Experiment
@@ -80,13 +80,13 @@ class Keeper:
             return self._go_on(found)
         if self._experiment.checkpoint.start is not None:
             path = Path(self._experiment.checkpoint.start)
-            start_from(path, self._experiment.model, learner.parts(), learner.topology, jury)
+            start_from(path, self._experiment.shape, learner.parts(), learner.topology, jury)
             learner.restored(learner.counters())
         return Progress()
 
     def _go_on(self, found: Chosen) -> Progress:
         learner, model, manifest = self._learner, self._experiment.model, found.manifest
-        refuse_other_model(str(found.folder), manifest.shapes(), shapes(model))
+        refuse_other_model(str(found.folder), manifest.shapes(), learner.shapes)
         refuse_other_meaning(str(found.folder), manifest.model, model)
         fill(found.folder, manifest, targets_of(learner.parts(), learner.topology))
         learner.restored(manifest.counters)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 
+from hpcdl.engine.checkpoint.shapes import shapes
 from hpcdl.engine.groups import Groups, make_groups
 from hpcdl.engine.models.build import build_stage
+from hpcdl.engine.models.own import OwnModel
 from hpcdl.engine.optim.flat import Cut, Flat
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
 from hpcdl.engine.tensor.parameters import Numerics, Part
@@ -40,7 +44,7 @@ class Learner:
     ) -> None:
         training, model = experiment.training, experiment.model
         self.topology = Topology(decomposition, transport.rank)
-        self.groups: Groups = make_groups(transport, self.topology, tied=model.tied)
+        self.groups: Groups = make_groups(transport, self.topology, tied=experiment.tied)
         overlap = experiment.communication.overlap
         numerics = Numerics(_DTYPES[training.precision], device, training.seed, overlap)
         self.stage = build_stage(model, self.topology, self.groups, numerics)
@@ -50,7 +54,15 @@ class Learner:
         self._update = Update(experiment, self._flat, self.topology, self.groups, self._timeline)
         self.gradients = self._update.gradients
         self._seat = Seat(transport, self.topology, self.groups.team, self._timeline)
+        self._dtype = numerics.dtype
         self.device = device
+        own = self.stage.shapes if isinstance(self.stage, OwnModel) else None
+        self.shapes = shapes(experiment.shape) if own is None else own
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model, a tied weight counted once."""
+        return sum(map(prod, self.shapes.values()))
 
     def step(
         self,
@@ -91,6 +103,8 @@ class Learner:
     ) -> Batch:
         """Microbatches of this rank's share; ``counted`` targets of the whole batch weigh alike."""
         decomposition = self.topology.decomposition
+        if inputs_BL.is_floating_point():  # of a model of the user's own
+            inputs_BL = inputs_BL.to(self._dtype)
         inputs, targets = (
             torch.split(rows_BL.to(self.device), decomposition.microbatch)
             for rows_BL in (inputs_BL, targets_BL)

@@ -23,6 +23,7 @@ from hpcdl.engine.timeline import (
     REDUCE_SCATTER,
 )
 from hpcdl.run_folder import RunFolder
+from hpcdl.spec.entry import EntryModel
 from hpcdl.spec.experiment import ResolvedRun
 from hpcdl.telemetry import RunEvent, StepRecord, append
 
@@ -78,11 +79,15 @@ class Meter:
     """
 
     def __init__(self, run: ResolvedRun, device: torch.device) -> None:
-        model, decomposition = run.experiment.model, run.decomposition
-        share = run.experiment.training.global_batch / decomposition.ranks  # sequences a step and rank
-        self._model_flops = share * model.train_flops
-        self._hardware_flops = share * (model.train_flops + model.recomputed_flops[decomposition.recompute])
-        self._peak = run.peak_flops
+        experiment, decomposition = run.experiment, run.decomposition
+        share = experiment.training.global_batch / decomposition.ranks  # sequences a step and rank
+        self._model_flops = self._hardware_flops = 0.0  # nobody knows them of a model of the user's own
+        if not isinstance(experiment.model, EntryModel):
+            model = experiment.model
+            again = model.recomputed_flops[decomposition.recompute]
+            self._model_flops = share * model.train_flops
+            self._hardware_flops = share * (model.train_flops + again)
+        self._peak = run.peak_flops if self._model_flops else None
         self._device = device
 
     def complete(self, record: StepRecord, seconds: Mapping[str, float]) -> StepRecord:
@@ -98,7 +103,7 @@ class Meter:
         spent = {category: seconds.get(category, 0.0) for category in _SPENT_ON}
         return replace(
             record,
-            flops_per_second=rate,
+            flops_per_second=rate or None,
             mfu=rate / self._peak if self._peak else None,
             hfu=hardware_rate / self._peak if self._peak else None,
             memory_peak=memory_peak(self._device),

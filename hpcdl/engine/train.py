@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -13,9 +12,9 @@ import torch
 from hpcdl.engine.board import Board, check_tensorboard
 from hpcdl.engine.census import census
 from hpcdl.engine.clock import clock_of
-from hpcdl.engine.data.loader import Batches, Portion, Share
+from hpcdl.engine.data.loader import Portion, Share
 from hpcdl.engine.data.prefetch import prefetched
-from hpcdl.engine.data.prepare import Prepared, agreed
+from hpcdl.engine.data.reading import Reading
 from hpcdl.engine.evaluation import mean_loss
 from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner
@@ -103,17 +102,16 @@ class Training:
         self._settings = run.experiment.training
         self._recorder = recorder
         self._timeline = transport.timeline
-        prepared = Prepared(folder.data, run.experiment.data, run.experiment.model)
-        with ThreadPoolExecutor(max_workers=1) as worker:
-            making = worker.submit(prepared.make if transport.rank == 0 else int)
-            self._learner = Learner(run.experiment, run.decomposition, transport, device, self._timeline)
-            world = self._learner.groups.world
-            sources = prepared.open(agreed(making, lambda number: world.agree(number, device)))
-        self._batches = Batches(sources, run.experiment, _share(self._learner.topology))
+        reading = Reading(run.experiment, folder.data, first=transport.rank == 0)
+        self._learner = Learner(run.experiment, run.decomposition, transport, device, self._timeline)
+        world = self._learner.groups.world
+        self._batches = reading.batches(
+            lambda number: world.agree(number, device), _share(self._learner.topology)
+        )
         self._held_out = self._batches.held_out() if run.experiment.evaluation.every else []
         self._meter = Meter(run, device)
         self._tracer = Tracer(run, folder, transport)
-        self._tokens = self._settings.global_batch * run.experiment.model.sequence
+        self._tokens = self._settings.global_batch * run.experiment.row_tokens
         self._keeper = Keeper(run.experiment, folder.checkpoints, self._learner, recorder.event)
         self._progress = Progress()
 
@@ -178,12 +176,12 @@ class Training:
             "started",
             ranks=place.world_size,
             hosts=int(first_of_host.item()),
-            parameters=self._experiment.model.parameters,
+            parameters=self._learner.parameters,
             steps=self._settings.steps,
             groups=self._groups(),
         )
 
     def _groups(self) -> dict[str, int]:
         """How many groups rank 0 made, and how many there are; every rank's are counted from its topology."""
-        found = census(self._learner.topology.decomposition, tied=self._experiment.model.tied)
+        found = census(self._learner.topology.decomposition, tied=self._experiment.tied)
         return {"rank_0": self._learner.groups.made, "world": found.distinct}

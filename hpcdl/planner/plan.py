@@ -86,7 +86,7 @@ def plan(
     ask = _Ask(experiment, site, case, started)
     if isinstance(experiment.parallelism, Decomposition):
         return _judge(ask, experiment.parallelism)
-    space = search_space(ask.gpus, experiment.model, experiment.training.global_batch)
+    space = search_space(ask.gpus, experiment.shape, experiment.training.global_batch)
     fitting = memory.fits(case, memory.device_memory(case, space.candidates))
     if not fitting.any():
         raise _nothing_fits(ask, space, Pool(case, space.candidates))
@@ -99,7 +99,7 @@ def build_case(experiment: Experiment, site: Site, layout: Layout, profile: Prof
     node = site.nodes[find_partition(experiment.resources.queue, site)[1].node]
     check_precision(experiment.training.precision, node)
     profile = profile or default_profile(node.device)
-    return Case(experiment.model, experiment.training, node, site.network, layout, profile)
+    return Case(experiment.shape, experiment.training, node, site.network, layout, profile)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ LONGEST_PERIOD = 1_000_000
 class Source(Frozen):
     """One body of text or of tokens."""
 
-    source: Literal["text", "stdlib", "tokens"] = Field(
+    source: Literal["text", "stdlib", "tokens", "model"] = Field(
         "text",
         description="text: the files below path; stdlib: the Python standard library's own source files; "
-        "tokens: .npy and .bin files below path that hold token ids",
+        "tokens: .npy and .bin files below path that hold token ids; model: what model.entry returns",
     )
     path: str | None = Field(None, description="a file or a folder; relative to the experiment file")
     pattern: str = Field("*", description="which files of a folder, as a glob applied at every depth")
@@ -38,11 +38,12 @@ class Source(Frozen):
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> Self:
-        if self.source != "stdlib" and not self.path and not self._elsewhere:
+        if self.source in ("text", "tokens") and not self.path and not self._elsewhere:
             raise ValueError(f"source {self.source} needs a path: the file or folder to train on")
-        if self.source == "stdlib" and self.path:
+        if self.source in ("stdlib", "model") and self.path:
             raise ValueError(
-                f"source stdlib takes no path, but path is {self.path!r}; use source: text to read a path"
+                f"source {self.source} takes no path, but path is {self.path!r}; "
+                "use source: text to read a path"
             )
         return self
 
@@ -90,7 +91,7 @@ class Data(Source):
     @property
     def reads_text(self) -> bool:
         """Whether anything has to be tokenised."""
-        return any(source.source != "tokens" for source in self.all_sources)
+        return any(source.source in ("text", "stdlib") for source in self.all_sources)
 
     @property
     def quotas(self) -> tuple[int, ...]:
@@ -120,6 +121,8 @@ class Data(Source):
         stray = [key for key, field in fields if getattr(self, key) != field.default]
         if self.sources and stray:
             raise ValueError(f"{stray[0]} stands beside sources; say it of one of the sources instead")
+        if any(source.source == "model" for source in self.sources):
+            raise ValueError("source model cannot be one of several sources")
         return self
 
     @model_validator(mode="after")
@@ -139,6 +142,10 @@ class Data(Source):
                 "round them, for example to 3 digits"
             )
         return self
+
+
+OWN_DATA = Data(source="model")
+"""Where the model is the user's own, which brings its data."""
 
 
 def quotas(weights: Sequence[float]) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from hpcdl.spec.entry import EntryModel
 from hpcdl.spec.frozen import Frozen
 from hpcdl.spec.model import Model
 
@@ -155,10 +156,10 @@ class Rule:
     """One condition on a decomposition; ``holds`` works on integers and on arrays of them alike."""
 
     name: str
-    holds: Callable[[Any, Model, int], Any]
+    holds: Callable[[Any, Any, int], Any]
     message: str
 
-    def explain(self, d: Decomposition, model: Model, global_batch: int) -> str:
+    def explain(self, d: Decomposition, model: Model | EntryModel, global_batch: int) -> str:
         """The broken rule with its values."""
         return self.message.format(d=d, model=model, batch=global_batch)
 
@@ -233,10 +234,33 @@ ENGINE_RULES: tuple[Rule, ...] = (
 """What the bundled engine can run today; the planner proposes nothing else."""
 
 
-def violations(d: Decomposition, model: Model, global_batch: int) -> dict[str, str]:
+ENTRY_RULES: tuple[Rule, ...] = (
+    *(rule for rule in RULES if rule.name in ("global_batch", "microbatch", "interleave")),
+    Rule(
+        "tensor axes",
+        lambda d, model, batch: (d.x * d.y * d.z) == 1,
+        "x {d.x} × y {d.y} × z {d.z}: a model of your own is spread over data and pipeline only",
+    ),
+    Rule(
+        "recompute",
+        lambda d, model, batch: d.recompute == "none",
+        "recompute {d.recompute}: a model of your own recomputes what its modules checkpoint themselves",
+    ),
+    Rule(
+        "defer_weights",
+        lambda d, model, batch: not d.defer_weights,
+        "defer_weights: the backward of a model of your own is not split into two",
+    ),
+    *(rule for rule in ENGINE_RULES if rule.name in ("engine: zero", "engine: offload")),
+)
+"""The same for a model of the user's own, whose shape is not known."""
+
+
+def violations(d: Decomposition, model: Model | EntryModel, global_batch: int) -> dict[str, str]:
     """Every broken rule by its name, explained with its values; empty if ``d`` can run."""
+    rules = ENTRY_RULES if isinstance(model, EntryModel) else (*RULES, *ENGINE_RULES)
     return {
         rule.name: rule.explain(d, model, global_batch)
-        for rule in (*RULES, *ENGINE_RULES)
+        for rule in rules
         if not rule.holds(d, model, global_batch)
     }

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from hpcdl.spec.checkpoint import Checkpoint
-from hpcdl.spec.data import Data
+from hpcdl.spec.data import OWN_DATA, Data
 from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.entry import AnyModel, EntryModel, is_own
 from hpcdl.spec.frozen import Frozen
 from hpcdl.spec.job import Communication, Environment, Layout, Resources
 from hpcdl.spec.model import Model
@@ -28,7 +29,7 @@ class Experiment(Frozen):
     """One experiment file."""
 
     name: Annotated[str, AfterValidator(_visible)] = "experiment"
-    model: Model
+    model: AnyModel
     data: Data
     training: Training = Training()
     parallelism: Literal["auto"] | Decomposition = Field("auto", description="auto: the planner chooses")
@@ -40,8 +41,18 @@ class Experiment(Frozen):
     metrics: Metrics = Metrics()
     environment: Environment = Field(default_factory=dict, description="variables every rank sees")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_data(cls, given: Any) -> Any:
+        """A model of the user's own needs no ``data:``."""
+        if isinstance(given, dict) and is_own(given.get("model")):
+            return {"data": OWN_DATA, **given}
+        return given
+
     @model_validator(mode="after")
     def _vocabulary_holds_tokens(self) -> Experiment:
+        if isinstance(self.model, EntryModel):
+            return self
         if self.data.tokenizer == "bytes" and self.data.reads_text and self.model.vocab < 256:
             raise ValueError(
                 f"the bytes tokenizer needs a vocab of at least 256, but model.vocab is {self.model.vocab}"
@@ -50,6 +61,8 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _document_ends_are_tokens(self) -> Experiment:
+        if isinstance(self.model, EntryModel):
+            return self
         for source in self.data.all_sources:
             if source.document_end is not None and source.document_end >= self.model.vocab:
                 raise ValueError(
@@ -59,12 +72,44 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _evaluation_has_data(self) -> Experiment:
-        if self.evaluation.every and not self.data.validation:
+        if self.evaluation.every and not self.data.validation and not isinstance(self.model, EntryModel):
             raise ValueError(
                 f"evaluation.every is {self.evaluation.every}, but nothing is held out to evaluate on; "
                 "set data.validation, for example to 0.01"
             )
         return self
+
+    @model_validator(mode="after")
+    def _own_models_bring_their_data(self) -> Experiment:
+        own = isinstance(self.model, EntryModel)
+        if own and self.data != OWN_DATA:
+            raise ValueError("model.entry returns its data; remove data: from the experiment")
+        if not own and self.data.source == "model":
+            raise ValueError("data.source model is for model.entry; give the text or tokens to train on")
+        if own and self.checkpoint.start:
+            raise ValueError("checkpoint.start reads weights of transformers only; load them in model.entry")
+        return self
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of one sequence; a sample of a model of the user's own counts as one."""
+        return 1 if isinstance(self.model, EntryModel) else self.model.sequence
+
+    @property
+    def tied(self) -> bool:
+        """Whether the first and the last layer share a weight."""
+        return not isinstance(self.model, EntryModel) and self.model.tied
+
+    @property
+    def shape(self) -> Model:
+        """The transformer that is trained.
+
+        Raises:
+            TypeError: the model is the user's own, and of those no shape is known.
+        """
+        if isinstance(self.model, EntryModel):
+            raise TypeError(f"{self.model.entry} has no shape")
+        return self.model
 
 
 class ResolvedRun(Frozen):

@@ -6,7 +6,10 @@ large vocabulary leaves the last stage fewer layers than the others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
+from math import inf
 
 from hpcdl.spec.model import Model
 
@@ -41,3 +44,28 @@ def stage_layers(model: Model, stages: int, stage: int) -> range:
     base, extra = divmod(model.layers - last, stages - 1)
     first = stage * base + min(stage, extra)
     return range(first, first + base + (stage < extra))
+
+
+def cut(costs: Sequence[float], stages: int) -> tuple[range, ...]:
+    """Contiguous runs of ``costs``, one a stage and none empty, whose sums are as even as can be.
+
+    They have the least sum of squares, by dynamic programming over (stages, end of the run).
+
+    Raises:
+        ValueError: there are fewer costs than stages.
+    """
+    if stages > len(costs):
+        raise ValueError(f"{len(costs)} layers cannot be cut into {stages} stages")
+    upto = [0.0, *accumulate(costs)]
+    best: list[tuple[float, tuple[int, ...]]] = [(total**2, (0,)) for total in upto]
+    for stage in range(1, stages):
+        best = [
+            min(
+                ((best[begin][0] + (upto[end] - upto[begin]) ** 2, (*best[begin][1], begin))
+                 for begin in range(stage, end)),
+                default=(inf, ()),
+            )
+            for end in range(len(upto))
+        ]  # fmt: skip
+    begins = best[-1][1]
+    return tuple(range(begin, end) for begin, end in pairwise((*begins, len(costs))))

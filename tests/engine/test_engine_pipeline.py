@@ -173,12 +173,12 @@ class Pair(nn.Module):
 class Pairs:
     """Modules of somebody else's, as a stage."""
 
-    signature = (Field((3,), torch.float32), Field((), torch.int64))
     device = torch.device("cpu")
 
     def __init__(self, topology, groups):
         d = topology.decomposition
         last = d.pipeline * d.interleave - 1
+        self.signatures = ((Field((3,), torch.float32), Field((), torch.int64)),) * (last + 1)
         numbers = [chunk * d.pipeline + topology.stage for chunk in range(d.interleave)]
         self.chunks = nn.ModuleList(Pair(number, number == last) for number in numbers)
         self.later = Later(groups, Overlap())

@@ -1,10 +1,13 @@
 """Stages share the layers so that the busiest has as little as can be."""
 
+from itertools import combinations, pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl.spec.model import Model
+from hpcdl.spec.partition import cut as evenly
 from hpcdl.spec.partition import stage_layers
 
 SHAPES = {
@@ -57,3 +60,19 @@ def test_a_large_head_leaves_the_last_stage_fewer_layers():
 def test_more_stages_than_layers_are_refused():
     with pytest.raises(ValueError, match="3 layers cannot be cut into 4 stages"):
         stage_layers(Model(layers=3, **SHAPES["small vocabulary"]), 4, 0)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.data())
+def test_costs_are_cut_as_evenly_as_any_cut(costs, data):
+    stages = data.draw(st.integers(1, len(costs)))
+
+    def unevenness(ends):
+        bounds = [0, *ends, len(costs)]
+        return sum(sum(costs[a:b]) ** 2 for a, b in pairwise(bounds))
+
+    ranges = evenly(costs, stages)
+    assert [i for one in ranges for i in one] == list(range(len(costs)))
+    assert len(ranges) == stages
+    assert all(ranges)
+    least = min(unevenness(ends) for ends in combinations(range(1, len(costs)), stages - 1))
+    assert unevenness([one.start for one in ranges[1:]]) == least

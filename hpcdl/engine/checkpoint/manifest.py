@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from hpcdl.engine.checkpoint.overlap import Interval, Region
 from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.entry import AnyModel
 from hpcdl.spec.frozen import Frozen
-from hpcdl.spec.model import Model
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # 1 was a pickle a rank, for the same decomposition only
@@ -51,7 +51,7 @@ class Manifest(Frozen):
     step: int
     loss: float  # of that step
     counters: dict[str, float]  # what the learner keeps besides tensors
-    model: Model
+    model: AnyModel
     decomposition: Decomposition  # that wrote it; any other can read it
     shards: tuple[Shard, ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hpcdl.errors import EngineError
+from hpcdl.spec.entry import EntryModel
 from hpcdl.spec.model import Model
 
 Shape = tuple[int, ...]
@@ -55,12 +56,14 @@ def refuse_other_model(source: str, found: Mapping[str, Shape], expected: Mappin
             )
 
 
-def refuse_other_meaning(source: str, found: Model, model: Model) -> None:
+def refuse_other_meaning(source: str, found: Model | EntryModel, model: Model | EntryModel) -> None:
     """Stop where weights of the right shapes would be read in another way than they were trained.
 
     Raises:
         EngineError: naming the first key of the model that differs.
     """
+    if isinstance(found, EntryModel) or isinstance(model, EntryModel):
+        return  # what those mean is for their code to know
     for key in _MEANINGS:
         theirs, ours = getattr(found, key), getattr(model, key)
         if theirs != ours:

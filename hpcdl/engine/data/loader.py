@@ -67,7 +67,7 @@ class Batches:
         source = self._experiment.data.all_sources[index]
         sequences, share = len(self._sources[index]), self._experiment.data.validation
         trained = sequences - math.ceil(sequences * share)
-        name, length = source.path or source.source, self._experiment.model.sequence
+        name, length = source.path or source.source, self._experiment.shape.sequence
         if not sequences:
             fit = self._experiment.data.packing == "fit"
             short = "no document of two" if fit else f"less than one sequence of {length} and its target"
@@ -122,11 +122,11 @@ class Batches:
         counted = sum(
             self._sources[source].counted(indices[sources == source]) for source in np.unique(sources)
         )
-        size = len(indices) * self._experiment.model.sequence
+        size = len(indices) * self._experiment.shape.sequence
         own_rows = zip(sources[own].tolist(), indices[own].tolist(), strict=True)
         if not self._share.reads:
             nothing_BL = torch.zeros(
-                (own.stop - own.start, self._experiment.model.sequence), dtype=torch.int64
+                (own.stop - own.start, self._experiment.shape.sequence), dtype=torch.int64
             )
             return Portion(nothing_BL, nothing_BL, counted, size)
         read = [self._sources[source].read(index) for source, index in own_rows]

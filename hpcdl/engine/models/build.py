@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from hpcdl.engine.groups import Groups
+from hpcdl.engine.models.own import OwnModel
 from hpcdl.engine.models.recompute import group_size, run_layers
 from hpcdl.engine.models.transformer import Head, Layer
+from hpcdl.engine.program import load_program
 from hpcdl.engine.tensor.dropout import Rows
 from hpcdl.engine.tensor.embedding import Embedding
 from hpcdl.engine.tensor.parameters import Factory, Held, Numerics
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.packet import Field, Signature
+from hpcdl.spec.entry import EntryModel
 from hpcdl.spec.model import Model
 from hpcdl.spec.partition import stage_layers
 
@@ -68,9 +73,14 @@ class StageModel(nn.Module):
         self.later = factory.later
         self.device = numerics.device
         width = model.hidden // decomposition.y
-        self.signature: Signature = (Field((model.sequence, width), numerics.dtype),)
+        stream: Signature = (Field((model.sequence, width), numerics.dtype),)
+        self.signatures: Sequence[Signature] = (stream,) * (decomposition.pipeline * decomposition.interleave)
 
 
-def build_stage(model: Model, topology: Topology, groups: Groups, numerics: Numerics) -> StageModel:
+def build_stage(
+    model: Model | EntryModel, topology: Topology, groups: Groups, numerics: Numerics
+) -> StageModel | OwnModel:
     """This rank's stage of ``model``, with its initial values."""
+    if isinstance(model, EntryModel):
+        return OwnModel(load_program(model), topology, groups, numerics)
     return StageModel(Factory(topology, groups, numerics), model)

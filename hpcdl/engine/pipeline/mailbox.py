@@ -25,6 +25,7 @@ from hpcdl.stage import Kind, Message
 NUMBERS = 4
 """Integers in front of the tensors: chunk, microbatch, rows, and how many of the other kind have arrived."""
 
+Packets = tuple[Packet, ...]  # by chunk of the receiver; all of one size
 _KINDS = tuple(Kind)
 _OTHER = {Kind.ACTIVATION: Kind.GRADIENT, Kind.GRADIENT: Kind.ACTIVATION}
 
@@ -47,7 +48,8 @@ class _Posted:
 class _Way:
     """Messages of one kind: those from one neighbour to here, and those from here to the other."""
 
-    packet: Packet
+    inbound: Packets
+    outbound: Packets
     source: int
     target: int
     expected: int
@@ -57,24 +59,39 @@ class _Way:
     under_way: deque[Handle] = field(default_factory=deque)  # sends that are not known to be finished
 
 
+@dataclass(frozen=True)
+class Layouts:
+    """The layout of the messages of one kind, of those that come here and of those that leave."""
+
+    inbound: Packets
+    outbound: Packets
+
+
 class Mailbox:
     """What one rank receives and sends during one batch; the first receives are posted at once.
 
     Args:
         transport: reaches the neighbours.
         topology: says who they are.
-        packets: the layout of each kind of message.
+        layouts: of each kind of message.
         expected: how many of each kind arrive here.
     """
 
     def __init__(
-        self, transport: Transport, topology: Topology, packets: dict[Kind, Packet], expected: dict[Kind, int]
+        self,
+        transport: Transport,
+        topology: Topology,
+        layouts: dict[Kind, Layouts],
+        expected: dict[Kind, int],
     ) -> None:
         self._transport = transport
         before, after = topology.previous, topology.next
         self._ways = {
-            Kind.ACTIVATION: _Way(packets[Kind.ACTIVATION], before, after, expected[Kind.ACTIVATION]),
-            Kind.GRADIENT: _Way(packets[Kind.GRADIENT], after, before, expected[Kind.GRADIENT]),
+            kind: _Way(layouts[kind].inbound, layouts[kind].outbound, source, target, expected[kind])
+            for kind, source, target in (
+                (Kind.ACTIVATION, before, after),
+                (Kind.GRADIENT, after, before),
+            )
         }
         for kind in _KINDS:
             self._post(kind)
@@ -94,7 +111,7 @@ class Mailbox:
         """Send ``tensors``, of ``rows`` rows each, to the neighbour that expects ``message``."""
         way = self._ways[message.kind]
         arrived = self._ways[_OTHER[message.kind]].received
-        buffer = way.packet.pack((message.chunk, message.microbatch, rows, arrived), tensors)
+        buffer = way.outbound[message.chunk].pack((message.chunk, message.microbatch, rows, arrived), tensors)
         handle = self._transport.send(buffer, way.target, _tag(message.kind, way.sent))
         way.under_way.append(handle)
         way.sent += 1
@@ -111,7 +128,7 @@ class Mailbox:
         way = self._ways[kind]
         if way.received == way.expected:
             return
-        buffer = way.packet.empty()
+        buffer = way.inbound[0].empty()
         handle = self._transport.receive(buffer, way.source, _tag(kind, way.received))
         way.posted = _Posted(handle, buffer)
 
@@ -121,9 +138,9 @@ class Mailbox:
         way.posted = None
         way.received += 1
         self._post(kind)
-        chunk, microbatch, rows, arrived = way.packet.numbers(posted.buffer)
+        chunk, microbatch, rows, arrived = way.inbound[0].numbers(posted.buffer)
         self._settle(_OTHER[kind], arrived)
-        return Mail(Message(kind, chunk, microbatch), way.packet.tensors(posted.buffer, rows))
+        return Mail(Message(kind, chunk, microbatch), way.inbound[chunk].tensors(posted.buffer, rows))
 
     def _settle(self, kind: Kind, arrived: int) -> None:
         """Let go of the sends of which ``arrived`` are known to have arrived."""

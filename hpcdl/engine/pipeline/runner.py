@@ -14,6 +14,7 @@ next microbatch may come.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -22,13 +23,13 @@ import torch
 from torch import nn
 
 from hpcdl.engine.groups import Peers
-from hpcdl.engine.pipeline.mailbox import NUMBERS, Mail, Mailbox
+from hpcdl.engine.pipeline.mailbox import NUMBERS, Layouts, Mail, Mailbox
 from hpcdl.engine.tensor.dropout import Rows
 from hpcdl.engine.tensor.later import Later, Work
 from hpcdl.engine.timeline import COMPUTE, IDLE, Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Transport
-from hpcdl.engine.transport.packet import Packet, Signature
+from hpcdl.engine.transport.packet import Signature, alike
 from hpcdl.stage import Action, Cause, Flow, Kind, Message, Operation, Stage
 
 _CAUSES = tuple(Cause)
@@ -38,13 +39,13 @@ Tensors = tuple[torch.Tensor, ...]
 class Chunks(Protocol):
     """What a rank computes.
 
-    ``chunks`` are called with what comes from the stage before (a tensor, or a tuple if ``signature`` has
+    ``chunks`` are called with what comes from the stage before (a tensor, or a tuple if its signature has
     several), the targets and the ``Rows`` of a microbatch. They answer what goes to the stage after, in the
     same form; the last one of the pipeline answers the summed loss.
     """
 
     chunks: nn.ModuleList
-    signature: Signature  # of what goes from stage to stage; a row is a sequence
+    signatures: Sequence[Signature]  # of what enters each virtual stage; a row is a sequence
     device: torch.device
     later: Later
 
@@ -112,7 +113,7 @@ class Pass:
         self._mailbox = Mailbox(
             seat.transport,
             seat.topology,
-            _packets(model, batch),
+            {kind: _layouts(kind, seat.topology, model, batch) for kind in Kind},
             {kind: self._stage.expected(kind) for kind in Kind},
         )
         self._arrived: dict[Message, Tensors] = {}
@@ -240,13 +241,28 @@ def _flow(topology: Topology, batch: Batch) -> Flow:
     return Flow(d.pipeline, batch.microbatches, d.interleave, d.in_flight, d.defer_weights and batch.trains)
 
 
-def _packets(model: Chunks, batch: Batch) -> dict[Kind, Packet]:
-    rows = len(batch.inputs[0])
-    back = tuple(field for field in model.signature if field.dtype.is_floating_point and batch.trains)
-    return {
-        Kind.ACTIVATION: Packet(model.signature, NUMBERS, rows, model.device),
-        Kind.GRADIENT: Packet(back, NUMBERS, rows, model.device),
-    }
+def _layouts(kind: Kind, topology: Topology, model: Chunks, batch: Batch) -> Layouts:
+    ranks = topology.decomposition.pipeline
+    neighbour = (topology.stage + (1 if kind is Kind.ACTIVATION else -1)) % ranks
+    inbound, outbound = (
+        alike(
+            [_signature(kind, stage, model, batch) for stage in range(rank, len(model.signatures), ranks)],
+            NUMBERS,
+            len(batch.inputs[0]),
+            model.device,
+        )
+        for rank in (topology.stage, neighbour)
+    )
+    return Layouts(inbound, outbound)
+
+
+def _signature(kind: Kind, stage: int, model: Chunks, batch: Batch) -> Signature:
+    """Of what a virtual stage gets: what enters it, or the gradient of what it gave to the one after."""
+    if kind is Kind.ACTIVATION:
+        return model.signatures[stage] if stage else ()
+    if stage + 1 == len(model.signatures) or not batch.trains:
+        return ()
+    return tuple(field for field in model.signatures[stage + 1] if field.dtype.is_floating_point)
 
 
 def _gradient(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ with fewer rows has the same size and its receive can be posted before anybody k
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -47,10 +48,11 @@ class Packet:
         sizes = [self._numbers, *(rows * field.row_bytes for field in signature)]
         self._offsets = list(accumulate((_aligned(size) for size in sizes), initial=0))[1:]
         self._device = device
+        self.size = self._offsets[-1]
 
     def empty(self) -> torch.Tensor:
         """A buffer to receive into."""
-        return torch.empty(self._offsets[-1], dtype=torch.uint8, device=self._device)
+        return torch.empty(self.size, dtype=torch.uint8, device=self._device)
 
     def pack(self, numbers: tuple[int, ...], tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The message that carries ``numbers`` and a copy of ``tensors``."""
@@ -73,6 +75,17 @@ class Packet:
             buffer[start : start + rows * field.row_bytes].view(field.dtype).view(rows, *field.tail)
             for start, field in zip(self._offsets, self._signature, strict=False)
         )
+
+
+def alike(
+    signatures: Sequence[Signature], numbers: int, rows: int, device: torch.device
+) -> tuple[Packet, ...]:
+    """A packet for each of ``signatures``, all of one size: who receives need not know which one comes."""
+    packets = tuple(Packet(signature, numbers, rows, device) for signature in signatures)
+    largest = max(packet.size for packet in packets)
+    for packet in packets:
+        packet.size = largest
+    return packets
 
 
 def _aligned(size: int) -> int:
