@@ -110,7 +110,7 @@ class Learner:
             for rows_BL in (inputs_BL, targets_BL)
         )
         scale = 1.0 if step is None else self._update.loss_scale
-        tokens = inputs_BL.numel() * decomposition.batch_shards
+        tokens = targets_BL.numel() * decomposition.batch_shards
         first = self.topology.batch_shard * len(inputs_BL)
         return Batch(inputs, targets, scale / (counted or tokens), first, step)
 

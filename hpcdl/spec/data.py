@@ -144,10 +144,6 @@ class Data(Source):
         return self
 
 
-OWN_DATA = Data(source="model")
-"""Where the model is the user's own, which brings its data."""
-
-
 def quotas(weights: Sequence[float]) -> tuple[int, ...]:
     """The smallest whole numbers in the ratio of ``weights``, each taken as the decimal it prints as."""
     exact = [Fraction(str(weight)) for weight in weights]
@@ -159,3 +155,7 @@ def quotas(weights: Sequence[float]) -> tuple[int, ...]:
 
 def _anchored(path: str, folder: Path) -> str:
     return str((folder / Path(path).expanduser()).absolute())
+
+
+OWN_DATA = Data(source="model")
+"""Where the model is the user's own, which brings its data."""
