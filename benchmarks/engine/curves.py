@@ -33,6 +33,7 @@ RANKS = {"one rank": 1, "data · pipeline · x · y, each 2": 16}
 def losses(name: str, parallelism: str, runs: Path) -> list[float]:
     """The loss of every step of one run."""
     settings = {
+        "model.layers": 8,
         "parallelism": parallelism,
         "training.steps": STEPS,
         "training.precision": "fp32",
