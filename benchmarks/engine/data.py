@@ -72,7 +72,7 @@ def main() -> None:
     report("replicated", take_turns(replicated, ROUNDS), "hpcdl data 4")
     zero = {
         "hpcdl data 4, zero 1": ours.step_of(
-            transport, MODEL, Decomposition(data=4, microbatch=share), ROWS
+            transport, MODEL, Decomposition(data=4, microbatch=share, zero=1), ROWS
         ),
         "torch DDP, ZeroRedundancyOptimizer": ddp_zero(),
     }

@@ -46,7 +46,7 @@ def in_processes(ranks: int) -> DistTransport:
         torch.set_num_threads(1)
         rank = int(os.environ["RANK"])
         store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), ranks, is_master=rank == 0)
-        return DistTransport(store, rank, ranks, torch.device("cpu"))
+        return DistTransport(store, (rank, ranks), torch.device("cpu"), timeout_seconds=600)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -123,7 +123,7 @@ class Flat:
         self._topology = topology
         self._cut = cut
         self._peers: dict[str, Peers] = {"data": groups.data, "batch": groups.batch}
-        pieces = [Piece(one.name, one.parameter.numel(), _kind(one)) for one in held]
+        pieces = [Piece(one.name, one.parameter.numel(), _kind(one, topology)) for one in held]
         made = lines(pieces, {name: peers.size for name, peers in self._peers.items()})
         by_name = {one.name: one for one in held}
         slots: dict[str, Slot] = {}
@@ -196,8 +196,10 @@ class Flat:
         )
 
 
-def _kind(held: Held) -> Kind:
-    return Kind("data" if held.sharding.flat else "batch", held.decay, held.shared)
+def _kind(held: Held, topology: Topology) -> Kind:
+    # Where nothing is cut over z the two groups are the same ranks, and fewer lines are fewer reductions.
+    over_data = held.sharding.flat or topology.degree("z") == 1
+    return Kind("data" if over_data else "batch", held.decay, held.shared)
 
 
 def _length(span: slice) -> int:
