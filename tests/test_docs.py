@@ -1,5 +1,6 @@
 """What the documents say is so."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -68,3 +69,35 @@ def test_every_term_of_an_estimate_is_in_the_planner_page():
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_is_a_valid_experiment(example):
     load.validate(load.read(example), Experiment)
+
+
+def keys(schema, node, path=()):
+    """Every key of an experiment that has no keys of its own, and what its schema says; both of two variants."""
+    node = schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+    for variant in node.get("anyOf", []) + node.get("oneOf", []):
+        yield from keys(schema, variant, path)
+    for name, below in node.get("properties", {}).items():
+        deeper = dict(keys(schema, below, (*path, name)))
+        yield from deeper.items()
+        if not deeper or not isinstance(below.get("default", {}), dict):
+            yield ".".join((*path, name)), below.get("default")
+
+
+def shown(default):
+    """A default as the page has it."""
+    if default in (None, []):
+        return "-"
+    plain = int(default) if isinstance(default, float) and default.is_integer() else default
+    return f"`{plain if isinstance(plain, str) else json.dumps(plain)}`"
+
+
+def test_every_key_of_an_experiment_stands_on_its_page_with_its_default():
+    page = (ROOT / "docs" / "engine" / "experiment-keys.md").read_text()
+    schema = Experiment.model_json_schema()
+    expected = {key: shown(default) for key, default in keys(schema, schema)}
+    assert dict(re.findall(r"^\| `([a-z_.]+)` \| (\S.*?) \|", page, re.MULTILINE)) == expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_short_enough_to_read(page):
+    assert max(map(len, page.read_text().splitlines())) <= 110
