@@ -88,8 +88,9 @@ class Flow:
         ranks: how many the pipeline has.
         microbatches: how many the batch is cut into.
         chunks: virtual stages a rank.
-        in_flight: microbatches in the pipeline at once; None: one a rank, and twice that where chunks are
-            interleaved and nothing is deferred (docs/design/005 has the measurements).
+        in_flight: microbatches in the pipeline at once; None: one a rank where weights are deferred, a quarter
+            more where they are not, and two a rank where chunks are interleaved besides (docs/design/005
+            has the measurements).
         defer_weights: whether gradients of weights wait until nothing else is to be done.
     """
 
@@ -110,8 +111,13 @@ class Flow:
     @property
     def limit(self) -> int:
         """Microbatches in flight at most."""
-        enough = self.ranks if self.chunks == 1 or self.defer_weights else 2 * self.ranks
-        return min(self.in_flight or enough, self.microbatches)
+        return min(self.in_flight or self._enough, self.microbatches)
+
+    @property
+    def _enough(self) -> int:
+        if self.ranks == 1 or self.defer_weights:
+            return self.ranks
+        return 2 * self.ranks if self.chunks > 1 else self.ranks + -(-self.ranks // 4)
 
 
 class Stage:

@@ -213,7 +213,9 @@ def test_a_flow_that_cannot_exist_is_refused(arguments, words):
 @pytest.mark.parametrize(
     ("flow", "limit"),
     [
-        (Flow(4, 10), 4),
+        (Flow(4, 10), 5),
+        (Flow(16, 64), 20),
+        (Flow(4, 10, defer_weights=True), 4),
         (Flow(4, 3), 3),
         (Flow(4, 10, in_flight=6), 6),
         (Flow(4, 10, chunks=2), 8),

@@ -1,7 +1,7 @@
-"""One experiment in six decompositions: twenty steps each through ``hpcdl submit``, their curves in one figure.
+"""One experiment in six decompositions: twenty steps each by ``hpcdl submit``, the curves in one figure.
 
-    pip install matplotlib
-    python benchmarks/engine/curves.py docs/engine/curves.svg
+pip install matplotlib
+python benchmarks/engine/curves.py docs/engine/curves.svg
 """
 
 from __future__ import annotations

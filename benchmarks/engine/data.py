@@ -1,6 +1,6 @@
 """Data parallelism: the engine's data and z axes against DDP, FSDP2 and the ZeRO-1 optimizer of torch.
 
-    python benchmarks/engine/data.py
+python benchmarks/engine/data.py
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def ddp() -> Step:
 
 def ddp_zero() -> Step:
     model = DistributedDataParallel(plain.gpt(MODEL), gradient_as_bucket_view=True)
-    optimizer = ZeroRedundancyOptimizer(
-        plain.groups(model.parameters()), torch.optim.AdamW, **plain.SETTINGS
-    )
+    optimizer = ZeroRedundancyOptimizer(plain.groups(model.parameters()), torch.optim.AdamW, **plain.SETTINGS)
     return stepping(model, optimizer)
 
 

@@ -44,7 +44,9 @@ def scheduled(kind: str) -> Step:
     if kind == "interleaved":
         schedule = ScheduleInterleaved1F1B(wrapped, MICROBATCHES, plain.loss_of)
     else:
-        schedule = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[kind](wrapped[0], MICROBATCHES, plain.loss_of)
+        schedule = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[kind](
+            wrapped[0], MICROBATCHES, plain.loss_of
+        )
     optimizer = plain.optimizer([p for stage in mine.values() for p in stage.parameters()])
 
     def step(number: int) -> float:

@@ -1,4 +1,4 @@
-"""The same GPT in plain torch, for the peers: modules, their initial weights, and batches of random tokens."""
+"""The same GPT in plain torch, for the peers: modules, their initial weights, batches of random tokens."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ class Begin(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.tokens = nn.Embedding(model.vocab, model.hidden)
-        self.positions = nn.Parameter(
-            _matrix("embedding.positions", model.sequence, model.hidden, STD)
-        )
+        self.positions = nn.Parameter(_matrix("embedding.positions", model.sequence, model.hidden, STD))
         with torch.no_grad():
             self.tokens.weight.copy_(_matrix("embedding.tokens", model.vocab, model.hidden, STD))
 

@@ -116,7 +116,7 @@ class Layer(nn.Module):
         else:
             self._later.do(lambda: self.conditions.work(WEIGHT / self.chunks))
 
-    def forward(self, value: torch.Tensor, targets: Any = None, rows: Any = None) -> torch.Tensor:
+    def forward(self, value: torch.Tensor, *_: Any) -> torch.Tensor:
         output = _Sleep.apply(value.requires_grad_(), self)
         return output.square().sum() if self.last else output
 
@@ -194,9 +194,9 @@ def main() -> None:
     dist.isend = c10d.isend = DelayedSends(conditions)
     contestants = {
         "hpcdl": engine(transport, conditions),
+        "hpcdl, 4 in flight": engine(transport, conditions, in_flight=4),
         "hpcdl, 8 in flight": engine(transport, conditions, in_flight=8),
         "hpcdl, deferred": engine(transport, conditions, defer_weights=True),
-        "hpcdl, deferred, 8 in flight": engine(transport, conditions, defer_weights=True, in_flight=8),
         "hpcdl, interleave 2": engine(transport, conditions, interleave=2),
         "hpcdl, interleave 2, deferred": engine(transport, conditions, interleave=2, defer_weights=True),
         "torch GPipe": scheduled(conditions, "gpipe"),

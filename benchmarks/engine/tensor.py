@@ -1,6 +1,6 @@
 """Tensor parallelism: the engine's x axis against DTensor's column- and row-wise plans of torch.
 
-    python benchmarks/engine/tensor.py
+python benchmarks/engine/tensor.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ def dtensor() -> Step:
     model = plain.gpt(MODEL)
     for index, block in enumerate(model[1:-1]):
         model[1 + index] = plain.Block(index, MODEL, heads=MODEL.heads // RANKS)
-        plan = {"qkv": ColwiseParallel(), "out": RowwiseParallel(), "up": ColwiseParallel(), "down": RowwiseParallel()}
+        plan = {
+            "qkv": ColwiseParallel(),
+            "out": RowwiseParallel(),
+            "up": ColwiseParallel(),
+            "down": RowwiseParallel(),
+        }
         parallelize_module(model[1 + index], mesh, plan)
         del block
     optimizer = plain.optimizer(model.parameters())

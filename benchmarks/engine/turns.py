@@ -1,8 +1,8 @@
 """Ranks as processes, and contestants that take turns in them.
 
-Every contestant does a training step; in each round every contestant does a few, in rotating order, so that
-whatever else the machine does hits all alike. A round's figure is the slowest rank's mean step; reported is the
-median over rounds.
+Every contestant does a training step; in each round every contestant does a few, in rotating order, so
+that whatever else the machine does hits all alike. A round's figure is the slowest rank's mean step; reported
+is the median over rounds.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def report(title: str, results: list[Result], ours: str) -> None:
         ratio = result.seconds / mine.seconds
         print(
             f"  {result.name:32} {result.seconds * 1e3:8.1f} ms "
-            f"({result.fastest * 1e3:.1f} to {result.slowest * 1e3:.1f})  {ratio:5.2f}x ours  loss {result.loss:.5f}"
+            f"({result.fastest * 1e3:.1f} to {result.slowest * 1e3:.1f})  {ratio:5.2f}x ours  "
+            f"loss {result.loss:.5f}"
         )
     print(json.dumps({"title": title, "results": [vars(result) for result in results]}), flush=True)

@@ -135,7 +135,8 @@ def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
     )
     total = case.model.layers * layer.seconds + begin.seconds + end.seconds
     hop = comm.hop(fabric)
-    pipeline = Pipeline(c.pipeline, m, np.maximum(first, last), total, hop)
+    in_flight = c.in_flight(case.training.global_batch)
+    pipeline = Pipeline(c.pipeline, m, in_flight, np.maximum(first, last), total, hop)
     seconds, free = pipeline.seconds, replace(pipeline, hop=0 * hop).seconds
     # More stages than layers are refused, but still shown with an estimate.
     if not c.plain_pipeline and (c.pipeline * c.interleave <= case.model.layers).all():

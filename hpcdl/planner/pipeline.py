@@ -2,11 +2,11 @@
 
 Every rank takes what has arrived, gradients and activations in turn; a message takes ``hop`` seconds and the
 sender does not wait for it (Singh and Bhatele, IPDPS 2022). With T_i the time of one microbatch on stage i,
-m microbatches and p stages, of which at most p microbatches are in flight, the busiest stage paces the
-pipeline, or else a microbatch's round trip:
+m microbatches and p stages, of which at most q microbatches are in flight (a quarter more than p), the
+busiest stage paces the pipeline, or else a microbatch's round trip:
 
     trip = Σ T_i + 2(p-1)·hop
-    time ≈ trip + (m-1)·max_i T_i + max(0, m-p)·max(0, trip/p - max_i T_i)
+    time ≈ trip + (m-1)·max_i T_i + max(0, m-q)·max(0, trip/q - max_i T_i)
 
 With equal stages and free messages this is the (m-1+p)·T of 1F1B. The state machine takes just that where a
 backward takes one, two or three forwards, and up to a twelfth more at other ratios (up to twelve stages, in
@@ -33,6 +33,7 @@ class Pipeline:
 
     stages: Ints
     microbatches: Ints
+    in_flight: Ints
     busiest: Floats
     total: Floats
     hop: Floats
@@ -41,8 +42,8 @@ class Pipeline:
     def seconds(self) -> Floats:
         """The closed form."""
         trip = self.total + 2 * (self.stages - 1) * self.hop
-        pause = np.maximum(0, trip / self.stages - self.busiest)
-        waits = np.maximum(0, self.microbatches - self.stages)  # injections that wait for a gradient
+        pause = np.maximum(0, trip / self.in_flight - self.busiest)
+        waits = np.maximum(0, self.microbatches - self.in_flight)  # injections that wait for a gradient
         seconds: Floats = trip + (self.microbatches - 1) * self.busiest + waits * pause
         return seconds
 

@@ -96,7 +96,7 @@ class Candidates:
 
     @property
     def plain_pipeline(self) -> bool:
-        """Whether stages are whole, as many microbatches in flight as stages, and backwards in one piece."""
+        """Whether stages are whole, the default of microbatches in flight, and backwards in one piece."""
         d = self.common
         return d.interleave == 1 and d.in_flight is None and not d.defer_weights
 
@@ -110,8 +110,10 @@ class Candidates:
 
     def in_flight(self, global_batch: int) -> Ints:
         """Microbatches in a pipeline at once."""
-        if self.plain_pipeline:
-            return np.minimum(self.pipeline, self.microbatches(global_batch))
+        counts = self.microbatches(global_batch)
+        if self.plain_pipeline:  # as ``Flow.limit``, for many at once
+            enough = self.pipeline + np.where(self.pipeline > 1, -(-self.pipeline // 4), 0)
+            return np.minimum(enough, counts)
         return np.array([flow.limit for flow in self.flows(global_batch)])
 
     def take(self, index: NDArray[Any]) -> Candidates:

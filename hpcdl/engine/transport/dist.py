@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import product
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from hpcdl.engine.transport.base import LANES, Group, Handle, Reduction
+from hpcdl.engine.transport.watching import Watch, Watchers
 from hpcdl.errors import PeerLostError
 
 _REDUCTIONS = {Reduction.SUM: dist.ReduceOp.SUM, Reduction.MAX: dist.ReduceOp.MAX}
@@ -52,12 +52,12 @@ class _Work:
 
     def __init__(self, work: Any) -> None:
         self.work = work
-        self._watched: Future[Any] | None = None
+        self._watched: Watch | None = None
         self._finished = False
 
-    def watch(self, threads: ThreadPoolExecutor) -> Future[Any]:
+    def watch(self, watchers: Watchers) -> Watch:
         if self._watched is None:
-            self._watched = threads.submit(self.work.wait)
+            self._watched = watchers.watch(self.work.wait)
         return self._watched
 
     def wait(self) -> None:
@@ -105,7 +105,7 @@ class DistTransport:
         self._lanes: dict[tuple[tuple[int, int], int], Any] = {}
         # Polling a Gloo receive never reports it finished, but a wait returns at once; so two
         # receives are raced by two waiting threads, one a direction.
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="receive")
+        self._watchers = Watchers(threads=2)
 
     def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
         """The group of ``ranks``; only its members take part in making it. A lane is a communicator."""
@@ -182,12 +182,10 @@ class DistTransport:
     def _is_finished(self, work: _Work) -> bool:
         if self._cuda:
             return bool(work.work.is_completed())
-        return work.watch(self._threads).done()
+        return work.watch(self._watchers).finished
 
     def _race(self, works: list[_Work]) -> int:
-        futures = [work.watch(self._threads) for work in works]
-        finished, _ = wait(futures, return_when=FIRST_COMPLETED)
-        index = next(i for i, future in enumerate(futures) if future in finished)
+        index = self._watchers.first([work.watch(self._watchers) for work in works])
         works[index].wait()
         return index
 
@@ -204,7 +202,7 @@ class DistTransport:
         its own part is done. So the ranks agree in the store first, where no socket of theirs is.
         """
         self._leave_together()
-        self._threads.shutdown(wait=False)
+        self._watchers.close()
         # A group that outlives the interpreter may abort the process in its destructor.
         self._groups.clear()
         self._lanes.clear()
