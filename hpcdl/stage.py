@@ -88,9 +88,9 @@ class Flow:
         ranks: how many the pipeline has.
         microbatches: how many the batch is cut into.
         chunks: virtual stages a rank.
-        in_flight: microbatches in the pipeline at once; None: one a rank where weights are deferred, a quarter
-            more where they are not, and two a rank where chunks are interleaved besides (docs/design/005
-            has the measurements).
+        in_flight: microbatches in the pipeline at once; None: one a rank where weights are deferred, a
+            quarter more where they are not, and two a rank where chunks are interleaved besides
+            (docs/design/005 has the measurements).
         defer_weights: whether gradients of weights wait until nothing else is to be done.
     """
 

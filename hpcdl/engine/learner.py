@@ -82,7 +82,7 @@ class Learner:
             counted: targets of the whole batch that are not ignored; all if not given.
 
         Raises:
-            EngineError: the loss or the gradient is not a finite number; the weights are then lost.
+            EngineError: the loss or the gradient is not a finite number; the weights may then be lost.
         """
         batch = self._cut(inputs_BL, targets_BL, step, counted)
         self.gradients.begin(batch.microbatches)

@@ -24,10 +24,11 @@ class Program:
     """A model as a row of layers, its loss and its data.
 
     Args:
-        layers: functions that make the layers, in the order in which they run. Each is called only on the
-            ranks that hold its layer, with torch's generators seeded for it, so that every decomposition
-            starts from the same weights. A layer takes one tensor, or a tuple of them, whose leading
-            dimension is the microbatch, and returns the same kind of thing.
+        layers: functions that make the layers, in the order in which they run. Each is called on the ranks
+            that hold its layer, with torch's generators seeded for it, so that every decomposition starts
+            from the same weights; and once on every rank under torch's meta device, to learn shapes. A layer
+            takes one tensor, or a tuple of them, whose leading dimension is the microbatch, and returns the
+            same kind of thing.
         loss: of what the last layer returns and the targets, **summed** over the samples of a microbatch: the
             engine divides by the samples of the whole batch.
         data: a map-style dataset of (input, target) tensors.

@@ -251,7 +251,7 @@ ENTRY_RULES: tuple[Rule, ...] = (
         lambda d, model, batch: not d.defer_weights,
         "defer_weights: the backward of a model of your own is not split into two",
     ),
-    *(rule for rule in ENGINE_RULES if rule.name in ("engine: zero", "engine: offload")),
+    *ENGINE_RULES,
 )
 """The same for a model of the user's own, whose shape is not known."""
 
