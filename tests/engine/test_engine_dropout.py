@@ -5,11 +5,11 @@ from itertools import combinations
 
 import pytest
 import torch
+from engine_transparency import assert_transparent, experiment, serial, trained
 from engine_worlds import GPT, LLAMA
 from hypothesis import given
 from hypothesis import strategies as st
 from test_engine_tensor import factory
-from test_engine_transparency import assert_transparent, experiment, serial, trained
 
 from hpcdl.engine.tensor.dropout import Dropout, Rows, site_key, squares
 from hpcdl.engine.tensor.sharding import Sharding

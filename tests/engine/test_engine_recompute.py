@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
+from engine_transparency import assert_transparent, experiment
 from engine_worlds import GPT, LLAMA, in_threads
 from test_engine_models import built
-from test_engine_transparency import assert_transparent, experiment
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -2,20 +2,12 @@
 
 import pytest
 import torch
-from engine_worlds import GPT, LLAMA, Jittery, in_threads, whole
+from engine_transparency import CPU, SGD_LIKE, assert_transparent, batches, experiment, serial, trained
+from engine_worlds import GPT, LLAMA, Jittery, in_threads
 
 from hpcdl.engine.learner import Learner
-from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
-from hpcdl.spec.experiment import Experiment
 from hpcdl.spec.model import Model
-from hpcdl.spec.training import Optimizer, Training
-
-CPU = torch.device("cpu")
-BATCH = 8
-STEPS = 2
-SGD_LIKE = Optimizer(lr=0.01, eps=0.1, clip=0.5)
-"""A large epsilon: with Adam's own, an element whose gradient is rounding noise moves by ± lr."""
 
 AXES = [
     {"data": 2}, {"pipeline": 2}, {"pipeline": 3}, {"x": 2}, {"y": 2}, {"z": 2}, {"x": 4}, {"y": 4}, {"z": 4},
@@ -30,68 +22,6 @@ LARGE = [
     pytest.param({"data": 2, "pipeline": 2, "x": 2, "y": 2}, marks=pytest.mark.slow),
     pytest.param({"data": 2, "pipeline": 2, "x": 2, "y": 2, "z": 2}, marks=pytest.mark.slow),
 ]
-
-
-def experiment(model, precision="fp32", **training):
-    """A few kilobytes a bucket, so that there are several even here."""
-    usual = {"optimizer": SGD_LIKE, "bucket_mib": 0.002}
-    training = Training(global_batch=BATCH, steps=STEPS, precision=precision, **usual | training)
-    return Experiment(model=model, data=Data(source="stdlib"), training=training)
-
-
-def batches(model):
-    generator = torch.Generator().manual_seed(5)
-    return [
-        torch.randint(0, model.vocab, (BATCH, model.sequence + 1), generator=generator) for _ in range(STEPS)
-    ]
-
-
-def trained(settings, decomposition):
-    """Outcomes of all steps, full gradients of the first step, full weights after the last."""
-
-    def work(transport):
-        learner = Learner(settings, decomposition, transport, CPU)
-        shard, shards = learner.topology.batch_shard, decomposition.batch_shards
-        outcomes, first_gradients = [], []
-        for step, tokens in enumerate(batches(settings.model), 1):
-            rows = tokens.chunk(shards)[shard]
-            outcomes.append(learner.step(step, rows[:, :-1], rows[:, 1:], SGD_LIKE.lr))
-            first_gradients = first_gradients or [slot.gradient.clone() for slot in learner.gradients.slots]
-        held = learner.stage.held
-        gradients = list(zip(held, first_gradients, strict=True))
-        return outcomes, gradients, [(one, one.parameter.detach().float()) for one in held]
-
-    answers = in_threads(decomposition.ranks, work)
-    assert all(answer[0] == answers[0][0] for answer in answers), "ranks disagree about the step"
-    return (
-        answers[0][0],
-        whole(decomposition, [a[1] for a in answers]),
-        whole(decomposition, [a[2] for a in answers]),
-    )
-
-
-_serial = {}
-
-
-def serial(settings):
-    key = settings.model_dump_json()
-    if key not in _serial:
-        _serial[key] = trained(settings, Decomposition(microbatch=2))
-    return _serial[key]
-
-
-def assert_transparent(settings, decomposition, tolerance=2e-6):
-    """Every tensor within ``tolerance`` of its largest element: rounding of sums in another order."""
-    outcomes, gradients, weights = trained(settings, decomposition)
-    expected_outcomes, expected_gradients, expected_weights = serial(settings)
-    for outcome, expected in zip(outcomes, expected_outcomes, strict=True):
-        assert outcome.loss == pytest.approx(expected.loss, rel=tolerance)
-        assert outcome.grad_norm == pytest.approx(expected.grad_norm, rel=tolerance)
-    assert gradients.keys() == expected_gradients.keys()
-    for found, wanted in ((gradients, expected_gradients), (weights, expected_weights)):
-        for name, value in wanted.items():
-            error = (found[name] - value).abs().max() / value.abs().max()
-            assert error < tolerance, f"{name}: {error}"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +63,7 @@ def evaluated(decomposition, rows):
 
     def work(transport):
         learner = Learner(experiment(SIX), decomposition, transport, CPU)
-        tokens = batches(SIX)[0][:rows]
+        tokens = batches(experiment(SIX))[0][:rows]
         part = tokens.chunk(decomposition.batch_shards)[learner.topology.batch_shard]
         losses = [learner.evaluate(part[:, :-1], part[:, 1:]) for _ in range(2)]
         assert all(held.parameter.grad is None for held in learner.stage.held)
@@ -206,7 +136,7 @@ def test_bf16_training_stays_close_to_the_serial_one(model, degrees):
 )
 def test_padding_weighs_nothing_wherever_it_stands(degrees):
     """The loss is the mean over the counted targets of the whole batch, though shards have unequal numbers."""
-    tokens = batches(GPT)[0]
+    tokens = batches(experiment(GPT))[0]
     targets = tokens[:, 1:].clone()
     targets[0] = targets[5, 3:] = -1
     counted = int((targets >= 0).sum())
