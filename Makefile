@@ -23,7 +23,7 @@ quickstart: $(VENV)/.engine  ## install into .venv, then plan, launch and train 
 test: $(VENV)/.test  ## install what the tests need, a real Slurm included where apt can, and run them all
 	@scripts/slurm.sh
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "slow or not slow" --cov --cov-report=term:skip-covered
 
 quick: $(VENV)/.test  ## all tests but the slow ones and those with Slurm or MPI
 	$(BIN)/python -m pytest -m "not slow and not slurm and not mpi"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from hpcdl.spec.checkpoint import Checkpoint
 from hpcdl.spec.data import OWN_DATA, Data
@@ -25,8 +25,16 @@ def _visible(name: str) -> str:
     return name
 
 
+def _data_or_entry(schema: dict[str, Any]) -> None:
+    """For editors: a model of the user's own brings its data."""
+    schema["required"] = ["model"]
+    schema["anyOf"] = [{"required": ["data"]}, {"properties": {"model": {"required": ["entry"]}}}]
+
+
 class Experiment(Frozen):
     """One experiment file."""
+
+    model_config = ConfigDict(json_schema_extra=_data_or_entry)
 
     name: Annotated[str, AfterValidator(_visible)] = "experiment"
     model: AnyModel
