@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hpcdl.engine.topology import LANES, Topology, memberships
@@ -16,6 +16,7 @@ from hpcdl.errors import EngineError
 from hpcdl.spec.decomposition import Decomposition
 
 Place = Callable[[Decomposition, int], Topology]
+Groups = dict[str, tuple[int, ...]]  # of one rank, by name
 Picture = dict[int, tuple[int, ...]]  # by rank: the group it believes to be in
 
 
@@ -44,6 +45,7 @@ def census(decomposition: Decomposition, *, tied: bool, place: Place = Topology)
     _check_batch(world)
     own = [memberships(topology, tied=tied) for topology in world]
     by_name = {name: _groups(name, [groups[name] for groups in own]) for name in own[0]}
+    _check_order(own)
     return Census(
         {name: len(groups) for name, groups in by_name.items()},
         len({(ranks, LANES.get(name)) for name, groups in by_name.items() for ranks in groups}),
@@ -51,8 +53,26 @@ def census(decomposition: Decomposition, *, tied: bool, place: Place = Topology)
     )
 
 
-def _made(groups: dict[str, tuple[int, ...]]) -> int:
-    return len({(ranks, LANES.get(name)) for name, ranks in groups.items() if len(ranks) > 1})
+def _check_order(own: list[Groups]) -> None:
+    """Members of a group have made equally many before, by which torch names it: else they wait for ever."""
+    places = [
+        {made: place for place, made in enumerate(dict.fromkeys(_of_several(groups)))} for groups in own
+    ]
+    for rank, made in enumerate(places):
+        for (ranks, lane), place in made.items():
+            theirs = places[ranks[0]].get((ranks, lane))
+            if theirs != place:
+                raise _differs(
+                    f"rank {rank} makes the group {ranks} as number {place}, rank {ranks[0]} as {theirs}"
+                )
+
+
+def _of_several(groups: Groups) -> Iterator[tuple[tuple[int, ...], str | None]]:
+    return ((ranks, LANES.get(name)) for name, ranks in groups.items() if len(ranks) > 1)
+
+
+def _made(groups: Groups) -> int:
+    return len(set(_of_several(groups)))
 
 
 def _groups(name: str, picture: list[tuple[int, ...]]) -> set[tuple[int, ...]]:

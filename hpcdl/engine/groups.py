@@ -106,8 +106,10 @@ class Groups:
     @property
     def made(self) -> int:
         """How many different groups these names stand for."""
-        every = (getattr(self, one.name) for one in fields(self))
-        return len({peers.ranks for peers in every if peers.group is not None})
+        every = {one.name: getattr(self, one.name) for one in fields(self)}
+        return len(
+            {(peers.ranks, LANES.get(name)) for name, peers in every.items() if peers.group is not None}
+        )
 
 
 def make_groups(transport: Transport, topology: Topology, *, tied: bool) -> Groups:
@@ -122,9 +124,12 @@ def make_groups(transport: Transport, topology: Topology, *, tied: bool) -> Grou
     def peers(ranks: tuple[int, ...], lane: str = "") -> Peers:
         return Peers(transport, ranks, transport.group(ranks, lane) if len(ranks) > 1 else None)
 
-    return Groups(
+    groups = Groups(
         **{
             name: peers(ranks, LANES.get(name, ""))
             for name, ranks in memberships(topology, tied=tied).items()
         },
     )
+    pipeline = topology.decomposition.pipeline
+    transport.connect(sorted({topology.previous, topology.next}) if pipeline > 1 else ())
+    return groups

@@ -107,7 +107,8 @@ def memberships(topology: Topology, *, tied: bool) -> dict[str, tuple[int, ...]]
         "weights": topology.group("z"),
         "data": topology.group("data"),
         "batch": topology.group("data", "z"),
-        "team": topology.group("x", "y", "z") if topology.chooses else alone,
-        "ends": topology.ends if at_end else alone,
         "world": topology.group(*AXES),
+        # Not all ranks have these. They come last, and the members of each have made equally many before.
+        "ends": topology.ends if at_end else alone,
+        "team": topology.group("x", "y", "z") if topology.chooses else alone,
     }

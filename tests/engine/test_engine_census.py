@@ -57,6 +57,24 @@ def test_groups_of_a_world_are_counted_in_seconds(degrees, groups):
     assert found.most_on_a_rank <= 9
 
 
+def test_members_of_a_group_have_made_equally_many_before():
+    """Runs of pipeline 2 × x 2 × y 2 with a tied head once hung when they began.
+
+    The first stage made its team before the group of the pipeline's ends, the last stage had no team to make,
+    and torch names a group by how many its members have made.
+    """
+    census(Decomposition(pipeline=2, x=2, y=2), tied=True)
+
+    class Impatient(Topology):
+        """The first stage makes its team, as large as x · y, under another name and earlier."""
+
+        def group(self, *axes):
+            return super().group("x", "y") if axes == ("data",) and self.is_first else super().group(*axes)
+
+    with pytest.raises(EngineError, match="as number"):
+        census(Decomposition(pipeline=2, x=2, y=2), tied=True, place=Impatient)
+
+
 class Odd(Topology):
     """Rank 3 believes to be on its own along x."""
 

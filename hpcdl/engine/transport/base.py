@@ -58,10 +58,13 @@ class Transport(Protocol):
         """The runtime and its version, as messages call it."""
 
     def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
-        """The group of ``ranks``; called by each of them, in the same order, once a run and lane.
+        """The group of ``ranks``; called by each of them, once a run and lane, after equally many others.
 
         What is started in one lane does not queue behind what was started in another.
         """
+
+    def connect(self, peers: Sequence[int]) -> None:
+        """Get ready for messages to and from ``peers``; called by all ranks once, after all groups."""
 
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""

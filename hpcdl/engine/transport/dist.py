@@ -102,6 +102,7 @@ class DistTransport:
         self._groups: dict[tuple[tuple[int, ...], str], Group] = {
             (everyone, ""): Group(everyone, dist.group.WORLD)
         }
+        self._made = 0
         self._lanes: dict[tuple[tuple[int, int], int], Any] = {}
         # Polling a Gloo receive never reports it finished, but a wait returns at once; so two
         # receives are raced by two waiting threads, one a direction.
@@ -110,9 +111,36 @@ class DistTransport:
     def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
         """The group of ``ranks``; only its members take part in making it. A lane is a communicator."""
         if (ranks, lane) not in self._groups:
-            channel = dist.new_group(list(ranks), use_local_synchronization=True)
-            self._groups[ranks, lane] = Group(ranks, channel)
+            self._groups[ranks, lane] = Group(ranks, self._communicator(ranks))
         return self._groups[ranks, lane]
+
+    def _communicator(self, ranks: Sequence[int]) -> Any:
+        # torch names it by its ranks and by how many this rank has made: members that have made unequally
+        # many would wait for each other under different names, for ever.
+        self._made += 1
+        return dist.new_group(list(ranks), use_local_synchronization=True)
+
+    def connect(self, peers: Sequence[int]) -> None:
+        """Make communicators for messages, where the runtime needs them.
+
+        NCCL runs what two ranks say to each other in one order on one stream, so a posted receive would block
+        the send behind it: each lane of each direction gets a communicator of its own. All ranks make those
+        of their pairs in the order of the pairs, so nobody waits in a circle.
+        """
+        if not self._cuda:
+            return
+        for low, high in sorted({(min(self.rank, peer), max(self.rank, peer)) for peer in peers}):
+            self._catch_up(low + high - self.rank)
+            for way in product(((low, high), (high, low)), range(LANES)):
+                self._lanes[way] = self._communicator((low, high))
+
+    def _catch_up(self, peer: int) -> None:
+        """Make as many groups as ``peer`` has made, alone where this rank has made fewer."""
+        pair = f"{min(self.rank, peer)}-{max(self.rank, peer)}"
+        self._store.set(f"made/{pair}/{self.rank}", str(self._made))
+        behind = int(self._store.get(f"made/{pair}/{peer}")) - self._made
+        for _ in range(behind):
+            self._communicator((self.rank,))
 
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
@@ -140,18 +168,8 @@ class DistTransport:
             dist.barrier()
 
     def _lane(self, source: int, target: int, tag: int) -> Any:
-        """Where messages from ``source`` to ``target`` go.
-
-        NCCL runs what two ranks say to each other in one order on one stream, so a posted receive
-        would block the send behind it: each lane of each direction gets a communicator of its own.
-        """
-        if not self._cuda:
-            return dist.group.WORLD
-        low, high = sorted((source, target))
-        for way in product(((low, high), (high, low)), range(LANES)):
-            if way not in self._lanes:
-                self._lanes[way] = dist.new_group([low, high], use_local_synchronization=True)
-        return self._lanes[(source, target), tag % LANES]
+        """Where messages from ``source`` to ``target`` go."""
+        return self._lanes[(source, target), tag % LANES] if self._cuda else dist.group.WORLD
 
     def send(self, tensor: torch.Tensor, peer: int, tag: int) -> Handle:
         """Send ``tensor`` to rank ``peer``."""

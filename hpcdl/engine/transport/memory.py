@@ -142,6 +142,9 @@ class MemoryTransport:
         key = (group.ranks, group.channel, self._sequence[group.ranks, group.channel])
         return _Meeting(self._world, self._world.arrive(key, self.rank, tensors, do))
 
+    def connect(self, peers: Sequence[int]) -> None:
+        """Threads need nothing."""
+
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
 

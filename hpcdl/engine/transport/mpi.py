@@ -91,6 +91,9 @@ class MpiTransport:
             self._groups[ranks, lane] = Group(ranks, self._world.Create_group(members))
         return self._groups[ranks, lane]
 
+    def connect(self, peers: Sequence[int]) -> None:
+        """MPI needs nothing."""
+
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
         mine = tensor.detach()

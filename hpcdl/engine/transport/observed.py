@@ -75,6 +75,10 @@ class Observed:
         """The group of ``ranks``."""
         return self._inner.group(ranks, lane)
 
+    def connect(self, peers: Sequence[int]) -> None:
+        """Get ready for messages."""
+        self._inner.connect(peers)
+
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
         watched = self._collective(ALL_REDUCE, group, tensor)

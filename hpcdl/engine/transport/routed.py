@@ -70,6 +70,10 @@ class Routed:
             ranks, {name: self._runtimes[name].group(ranks, lane) for name in self._routes.collectives}
         )
 
+    def connect(self, peers: Sequence[int]) -> None:
+        """Get the runtime of the messages ready for them."""
+        self._messages.connect(peers)
+
     def _to(self, call: Call, group: Group) -> tuple[Transport, Group]:
         name = self._routes.choose(call)
         return self._runtimes[name], group.channel[name]
