@@ -17,6 +17,7 @@ from hpcdl.runs import metrics, store
 from hpcdl.runs.record import RunState
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
+VISION = QUICKSTART.with_name("vision.yaml")
 SPEC = (Path(__file__).parent / "tiny.yaml").read_text()
 
 
@@ -108,6 +109,28 @@ def test_the_example_on_four_ranks_trains_the_curve_of_one(hpcdl):
     assert sum(degree > 1 for degree in chosen.degrees) == 2
     assert losses(four) == pytest.approx(losses(one), rel=1e-5)
     assert losses(four)[-1] < 0.7 * losses(four)[0]
+
+
+FEW_IMAGES = ("--set", "training.steps=12", "--set", "evaluation={every: 12, sequences: 128}")
+
+
+def test_the_example_of_a_model_of_ones_own_learns_and_is_evaluated(hpcdl):
+    folder = folder_of(hpcdl("submit", VISION, *FEW_IMAGES, "--wait", "--json"))
+    assert store.resolved(folder).decomposition.ranks == 4
+    assert losses(folder)[-1] < 0.8 * losses(folder)[0]
+    assert metrics.steps(folder)[-1].validation_loss < 0.8 * losses(folder)[0]
+
+
+@pytest.mark.slow
+def test_the_example_of_a_model_of_ones_own_trains_the_curve_of_one(hpcdl):
+    """Initial weights are drawn by each rank for its own layers only."""
+    four, one = (
+        folder_of(hpcdl("submit", VISION, *FEW_IMAGES, "--wait", "--json", *settings))
+        for settings in ((), ("--gpus", "1", "--set", "parallelism={microbatch: 16}"))
+    )
+    assert losses(four) == pytest.approx(losses(one), rel=1e-4)
+    found, wanted = (metrics.steps(folder)[-1].validation_loss for folder in (four, one))
+    assert found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_hostile_name_never_reaches_a_shell(hpcdl, spec, tmp_path):

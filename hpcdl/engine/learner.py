@@ -91,9 +91,15 @@ class Learner:
         with self._timeline.span(PHASE, "update"):
             return self._update.make(Step(step, learning_rate), loss)
 
-    def evaluate(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> float:
-        """Mean loss a token over a batch of which every shard has equally many rows; nothing is learned."""
-        loss = Pass(self._seat, self.stage, self._cut(inputs_BL, targets_BL, step=None)).run()
+    def evaluate(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, size: int | None = None) -> float:
+        """Mean loss a target over a batch of which every shard has equally many rows; nothing is learned.
+
+        Args:
+            inputs_BL: as in a step.
+            targets_BL: as in a step.
+            size: targets of the whole batch, ignored or not; as many as there are numbers if not given.
+        """
+        loss = Pass(self._seat, self.stage, self._cut(inputs_BL, targets_BL, None, size)).run()
         total = loss.double() if self.topology.reports_loss else torch.zeros_like(loss).double()
         self.groups.world.all_reduce(total).wait()
         return float(total.item())

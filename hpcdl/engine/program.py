@@ -47,7 +47,8 @@ def load_program(model: EntryModel) -> Program:
     """What the function returns that ``model.entry`` names; it is called once.
 
     Raises:
-        EngineError: it cannot be found, or returns something else. What its own code raises is passed on.
+        EngineError: it cannot be found, or returns something else or no data. What its own code raises is
+            passed on.
     """
     return _called(model.model_dump_json())
 
@@ -78,4 +79,6 @@ def _called(text: str) -> Program:
             f"model.entry {model.entry} returned {type(program).__name__}",
             "it must return an hpcdl.engine.program.Program",
         )
+    if not len(program.data):  # type: ignore[arg-type]
+        raise EngineError("the program's data is empty", "it needs at least one (input, target)")
     return program

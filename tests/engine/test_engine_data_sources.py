@@ -241,10 +241,10 @@ def test_evaluation_is_the_mean_over_counted_targets_of_all_pieces(tmp_path):
     class Known:
         """Its loss is the target: the mean over a batch of which both shards are at hand."""
 
-        def evaluate(self, _, targets):
+        def evaluate(self, _, targets, size):
             (place,) = [i for i, piece in enumerate(pieces[0]) if piece.targets_BL is targets]
             both = torch.cat([shard[place].targets_BL for shard in pieces])
-            return float(both.clamp(min=0).sum()) / both.numel()
+            return float(both.clamp(min=0).sum()) / size
 
     targets = torch.cat([piece.targets_BL.flatten() for shard in pieces for piece in shard])
     assert mean_loss(Known(), pieces[0]) == pytest.approx(float(targets[targets >= 0].double().mean()))

@@ -29,10 +29,7 @@ class OwnBatches:
         self._program = program
         self._experiment = experiment
         self._share = share
-        samples = _length(program.data)
-        if not samples:
-            raise EngineError("the program's data is empty", "it needs at least one (input, target)")
-        self._epochs = Epochs(samples, experiment.training.seed)
+        self._epochs = Epochs(_length(program.data), experiment.training.seed)
 
     def rows(self, step: int) -> Portion:
         """This rank's share of one step; the first step is 1."""

@@ -65,10 +65,17 @@ class OwnModel(nn.Module):
         self.chunks = nn.ModuleList()
         held: list[Held] = []
         for stage in range(topology.stage, stages, decomposition.pipeline):
-            layers = {index: _made(program, index, numerics) for index in runs[stage]}
+            layers = {
+                index: _placed(_made(program, index, numerics), index, numerics) for index in runs[stage]
+            }
             held += [one for index, layer in layers.items() for one in _held(index, layer)]
             loss = program.loss if stage == stages - 1 else None
             self.chunks.append(OwnChunk([*layers.values()], loss, numerics.seed + stage))
+        if not held:
+            raise EngineError(
+                f"pipeline stage {topology.stage} of the program has nothing to learn",
+                "lower pipeline, put layers without parameters into the next ones, or set Program.costs",
+            )
         self.held = tuple(held)
         self.later = Later(groups, numerics.overlap)
         self.device = numerics.device
@@ -90,7 +97,12 @@ def _runs(program: Program, stages: int) -> tuple[range, ...]:
 
 
 def _made(program: Program, index: int, numerics: Numerics) -> nn.Module:
-    """One layer with its initial weights, which depend on the seed and its place only."""
+    """One layer as its function makes it; torch's generators depend on the seed and its place only."""
+    if isinstance(program.layers[index], nn.Module):
+        raise EngineError(
+            f"layer {index} of the program is a module",
+            "give a function that makes it: a rank makes the layers of its own stages only",
+        )
     with torch.random.fork_rng():
         torch.manual_seed(numerics.seed + _SPREAD * (index + 1))
         layer = program.layers[index]()
@@ -101,6 +113,16 @@ def _made(program: Program, index: int, numerics: Numerics) -> nn.Module:
                 "the batch is cut",
                 "use GroupNorm or LayerNorm",
             )
+    return layer
+
+
+def _placed(layer: nn.Module, index: int, numerics: Numerics) -> nn.Module:
+    """``layer`` where it computes, in the type it computes in."""
+    if any(parameter.is_meta for parameter in layer.parameters()):
+        raise EngineError(
+            f"layer {index} of the program has parameters without values",
+            "make its module inside of its function, which is called more than once",
+        )
     return layer.to(numerics.device, numerics.dtype)
 
 
@@ -128,15 +150,28 @@ def _rehearse(
         value = value.to(numerics.dtype)
     signatures: list[Signature] = []
     shapes: dict[str, tuple[int, ...]] = {}
-    meta = Numerics(numerics.dtype, torch.device("meta"), numerics.seed)
+    owners: dict[nn.Parameter, int] = {}
     for run in runs:
         signatures.append(_signature(value))
         for index in run:
             with torch.device("meta"):
-                layer = _made(program, index, meta)
+                layer = _made(program, index, numerics)
+            _own(owners, layer, index)
+            _own(owners, layer.to("meta", numerics.dtype), index)
             shapes |= {one.name: one.sharding.shape for one in _held(index, layer)}
             value = _through(layer, index, value)
     return tuple(signatures), shapes
+
+
+def _own(owners: dict[nn.Parameter, int], layer: nn.Module, index: int) -> None:
+    """Note whose the parameters of a layer are; a parameter is found by its identity."""
+    for name, parameter in layer.named_parameters():
+        owner = owners.setdefault(parameter, index)
+        if owner != index:
+            raise EngineError(
+                f"layers {owner} and {index} of the program share the parameter {name}",
+                "give each its own: they may be on different ranks",
+            )
 
 
 def _through(layer: nn.Module, index: int, value: Any) -> Any:

@@ -197,13 +197,13 @@ class Pass:
         chunk, microbatch = key = action.chunk, action.microbatch
         flight, later = self._flights.pop(key), self._model.later
         outputs = [tensor for tensor in flight.outputs if tensor.is_floating_point()]
-        gradients = None
+        gradients: Sequence[torch.Tensor | None] = (None,)
         if not self._stage.is_last(chunk):
-            gradients = list(self._arrived.pop(Message(Kind.GRADIENT, chunk, microbatch)))
+            gradients = self._arrived.pop(Message(Kind.GRADIENT, chunk, microbatch))
         with self._computing(action):
             later.deferring = self._flow.defer_weights
             later.begin((Operation.BACKWARD, chunk))
-            torch.autograd.backward(outputs, gradients)
+            _differentiate(outputs, gradients)
             later.settle()
             later.deferring = False
         if self._flow.defer_weights:
@@ -263,6 +263,13 @@ def _signature(kind: Kind, stage: int, model: Chunks, batch: Batch) -> Signature
     if stage + 1 == len(model.signatures) or not batch.trains:
         return ()
     return tuple(field for field in model.signatures[stage + 1] if field.dtype.is_floating_point)
+
+
+def _differentiate(outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+    """Back from the outputs that depend on something that learns; not all of a user's own layers do."""
+    pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+    if pairs:
+        torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def _gradient(tensor: torch.Tensor) -> torch.Tensor:
