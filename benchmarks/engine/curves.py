@@ -25,15 +25,16 @@ DECOMPOSITIONS = {
     "x 2 · y 2": "{x: 2, y: 2, microbatch: 9, recompute: selective}",
     "pipeline 4, deferred weights": "{pipeline: 4, microbatch: 3, defer_weights: true}",
     "data 2 · pipeline 2, interleave 2": "{data: 2, pipeline: 2, microbatch: 3, interleave: 2}",
-    "data · pipeline · x · y, each 2": "{data: 2, pipeline: 2, x: 2, y: 2, microbatch: 6, recompute: full}",
+    "data · pipeline · y, each 2": "{data: 2, pipeline: 2, y: 2, microbatch: 6, recompute: full}",
 }
-RANKS = {"one rank": 1, "data · pipeline · x · y, each 2": 16}
+RANKS = {"one rank": 1, "data · pipeline · y, each 2": 8}
 
 
 def losses(name: str, parallelism: str, runs: Path) -> list[float]:
     """The loss of every step of one run."""
     settings = {
         "model.layers": 8,
+        "model.hidden": 96,
         "parallelism": parallelism,
         "training.steps": STEPS,
         "training.precision": "fp32",

@@ -106,8 +106,8 @@ def test_at_most_one_receive_is_posted_a_direction():
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_every_stage_runs_each_microbatch_and_holds_few(stages):
-    """No stage holds more microbatches than the pipeline has stages."""
-    decomposition = Decomposition(pipeline=stages)
+    """No stage holds more microbatches than may be in flight."""
+    decomposition = Decomposition(pipeline=stages, in_flight=stages)
     for stage, (loss, _, happened) in enumerate(
         in_threads(stages, lambda transport: one_pass(transport, decomposition))
     ):
@@ -135,7 +135,10 @@ class Counted(MemoryTransport):
     ("degrees", "choices"),
     [
         ({"pipeline": 1}, [0]),
-        ({"pipeline": 2}, [ROWS - 2 + 1, 0]),  # the last stage receives activations and nothing else
+        (
+            {"pipeline": 2, "in_flight": 2},
+            [ROWS - 2 + 1, 0],
+        ),  # the last stage receives activations and nothing else
         ({"pipeline": 2, "in_flight": 1}, [0, 0]),
         ({"pipeline": 3, "in_flight": 1}, [0, 0, 0]),
         ({"pipeline": 2, "interleave": 3, "in_flight": 1}, [0, 0]),

@@ -36,8 +36,11 @@ def test_four_processes_train_the_curve_of_one(tmp_path, serial_losses, decompos
     started, ended = run.events()
     assert (started.kind, started.detail["ranks"], started.detail["hosts"]) == ("started", 4, 1)
     assert started.detail["steps"] == TRAINING["steps"]
-    # Two groups along each axis and the world; along the pipeline they join the ends of a tied embedding.
-    assert started.detail["groups"] == {"rank_0": 3, "world": 5}
+    # Two groups along each axis and the world; along the pipeline they join the ends of a tied embedding, and
+    # z gathers weights in a lane of its own.
+    assert started.detail["groups"] == (
+        {"rank_0": 4, "world": 7} if decomposition.z > 1 else {"rank_0": 3, "world": 5}
+    )
     assert (ended.kind, ended.detail) == ("finished", {"step": 6, "loss": run.losses()[-1]})
 
 
