@@ -49,7 +49,7 @@ def mix(number, pipeline):
     }
 
 
-@pytest.mark.parametrize(("family", "tied", "where", "number"), cases())
+@pytest.mark.parametrize(("family", "tied", "where", "number"), [*cases()])
 def test_every_decomposition_trains_the_same_model(family, tied, where, number):
     model = Model(**SHAPES[family], tied=tied)
     overlap = dict.fromkeys(OVERLAP, number % 5 > 0)
