@@ -77,6 +77,8 @@ def keys(schema, node, path=()):
     for variant in node.get("anyOf", []) + node.get("oneOf", []):
         yield from keys(schema, variant, path)
     for name, below in node.get("properties", {}).items():
+        if below.keys() == {"required"}:
+            continue  # a condition on a key that is described elsewhere
         deeper = dict(keys(schema, below, (*path, name)))
         yield from deeper.items()
         if not deeper or not isinstance(below.get("default", {}), dict):

@@ -143,7 +143,7 @@ def test_a_hostile_name_never_reaches_a_shell(hpcdl, spec, tmp_path):
 
 
 def test_ctrl_c_while_following_detaches_and_the_job_goes_on(hpcdl, spec, tmp_path):
-    command = [sys.executable, "-m", "hpcdl", "submit", str(spec), "--follow", "--set", "training.steps=60"]
+    command = [sys.executable, "-m", "hpcdl", "submit", str(spec), "--follow", "--set", "training.steps=400"]
     follower = subprocess.Popen(
         command, env=hpcdl.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -105,7 +105,7 @@ def test_four_mpi_processes_train_the_curve_of_one(tmp_path, serial_losses, tran
     changes = {"communication": {"transport": transport}, "training": TRAINING | {"precision": precision}}
     decomposition = Decomposition(pipeline=2, data=2, microbatch=3, interleave=2, defer_weights=True)
     run = Run(tmp_path, decomposition, **changes)
-    assert run.start_mpi().wait(timeout=120) == 0, run.log(0)
+    run.complete_mpi()
     assert run.losses(3) == pytest.approx(serial_losses, rel=1e-5 if precision == "fp32" else 5e-2)
     assert {record.exit_code for record in run.exits().values()} == {0}
 
@@ -156,10 +156,10 @@ def test_a_run_over_mpi_goes_on_from_the_last_sound_checkpoint(tmp_path, serial_
     """The ranks agree about damage through the same door, whatever it is made of."""
     changes = {"communication": {"transport": "mpi"}, "checkpoint": {"every": 3}}
     run = Run(tmp_path, Decomposition(pipeline=2, microbatch=2), **changes)
-    assert run.start_mpi().wait(timeout=120) == 0, run.log(0)
+    run.complete_mpi()
     (tmp_path / "checkpoints" / "6" / "rank-00001.safetensors").unlink()
     again = Run(tmp_path, Decomposition(data=2), **changes)
-    assert again.start_mpi().wait(timeout=120) == 0, again.log(0)
+    again.complete_mpi()
     assert again.losses() == pytest.approx(serial_losses + serial_losses[3:], rel=1e-5)
 
 
