@@ -45,6 +45,10 @@ def census(decomposition: Decomposition, *, tied: bool, place: Place = Topology)
     _check_batch(world)
     own = [memberships(topology, tied=tied) for topology in world]
     by_name = {name: _groups(name, [groups[name] for groups in own]) for name in own[0]}
+    # All members of a group now hold one tuple, whose hash need not be asked again for each of them.
+    same = {ranks: ranks for groups in by_name.values() for ranks in groups}
+    held = {(name, ranks[0]): same[ranks] for name, groups in by_name.items() for ranks in groups}
+    own = [{name: held.get((name, ranks[0]), ranks) for name, ranks in groups.items()} for groups in own]
     _check_order(own)
     return Census(
         {name: len(groups) for name, groups in by_name.items()},
@@ -59,16 +63,16 @@ def _check_order(own: list[Groups]) -> None:
         {made: place for place, made in enumerate(dict.fromkeys(_of_several(groups)))} for groups in own
     ]
     for rank, made in enumerate(places):
-        for (ranks, lane), place in made.items():
-            theirs = places[ranks[0]].get((ranks, lane))
+        for (identity, lane, first), place in made.items():
+            theirs = places[first].get((identity, lane, first))
             if theirs != place:
-                raise _differs(
-                    f"rank {rank} makes the group {ranks} as number {place}, rank {ranks[0]} as {theirs}"
-                )
+                raise _differs(f"rank {rank} makes a group as number {place}, rank {first} as {theirs}")
 
 
-def _of_several(groups: Groups) -> Iterator[tuple[tuple[int, ...], str | None]]:
-    return ((ranks, LANES.get(name)) for name, ranks in groups.items() if len(ranks) > 1)
+def _of_several(groups: Groups) -> Iterator[tuple[int, str | None, int]]:
+    """Each communicator by the identity of its group, its lane and the first of its ranks."""
+    several = ((name, ranks) for name, ranks in groups.items() if len(ranks) > 1)
+    return ((id(ranks), LANES.get(name), ranks[0]) for name, ranks in several)
 
 
 def _made(groups: Groups) -> int:

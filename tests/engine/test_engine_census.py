@@ -52,7 +52,7 @@ def test_every_small_world_fits_together(decomposition, tied):
 def test_groups_of_a_world_are_counted_in_seconds(degrees, groups):
     start = time.process_time()
     found = census(Decomposition(**degrees), tied=True)
-    assert time.process_time() - start < 30  # 3 where nothing else is counted
+    assert time.process_time() - start < 5
     assert found.distinct == groups
     assert found.most_on_a_rank <= 9
 
