@@ -17,7 +17,7 @@ from hpcdl.spec.decomposition import Decomposition
 
 Place = Callable[[Decomposition, int], Topology]
 Groups = dict[str, tuple[int, ...]]  # of one rank, by name
-Picture = dict[int, tuple[int, ...]]  # by rank: the group it believes to be in
+Communicator = tuple[int, str | None, int]  # the identity of its ranks, its lane and the first of its ranks
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,29 @@ def census(decomposition: Decomposition, *, tied: bool, place: Place = Topology)
     same = {ranks: ranks for groups in by_name.values() for ranks in groups}
     held = {(name, ranks[0]): same[ranks] for name, groups in by_name.items() for ranks in groups}
     own = [{name: held.get((name, ranks[0]), ranks) for name, ranks in groups.items()} for groups in own]
-    _check_order(own)
+    made = [list(dict.fromkeys(_of_several(groups))) for groups in own]
+    _check_order(made)
     return Census(
         {name: len(groups) for name, groups in by_name.items()},
         len({(ranks, LANES.get(name)) for name, groups in by_name.items() for ranks in groups}),
-        max(_made(groups) for groups in own),
+        max(map(len, made)),
     )
 
 
-def _check_order(own: list[Groups]) -> None:
+def _check_order(made: list[list[Communicator]]) -> None:
     """Members of a group have made equally many before, by which torch names it: else they wait for ever."""
-    places = [
-        {made: place for place, made in enumerate(dict.fromkeys(_of_several(groups)))} for groups in own
-    ]
-    for rank, made in enumerate(places):
-        for (identity, lane, first), place in made.items():
-            theirs = places[first].get((identity, lane, first))
+    places = [{each: place for place, each in enumerate(own)} for own in made]
+    for rank, own in enumerate(places):
+        for each, place in own.items():
+            first = each[-1]
+            theirs = places[first].get(each)
             if theirs != place:
                 raise _differs(f"rank {rank} makes a group as number {place}, rank {first} as {theirs}")
 
 
-def _of_several(groups: Groups) -> Iterator[tuple[int, str | None, int]]:
-    """Each communicator by the identity of its group, its lane and the first of its ranks."""
+def _of_several(groups: Groups) -> Iterator[Communicator]:
     several = ((name, ranks) for name, ranks in groups.items() if len(ranks) > 1)
     return ((id(ranks), LANES.get(name), ranks[0]) for name, ranks in several)
-
-
-def _made(groups: Groups) -> int:
-    return len(set(_of_several(groups)))
 
 
 def _groups(name: str, picture: list[tuple[int, ...]]) -> set[tuple[int, ...]]:

@@ -7,6 +7,7 @@ two topologies can live in one process.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from hpcdl.spec.decomposition import AXES, Coordinate, Decomposition
 
@@ -18,7 +19,7 @@ class Topology:
     decomposition: Decomposition
     rank: int
 
-    @property
+    @cached_property
     def coordinate(self) -> Coordinate:
         """Where this rank sits."""
         return self.decomposition.coordinate(self.rank)

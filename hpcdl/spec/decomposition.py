@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, product
+from math import prod
 from operator import mul
 from typing import Any, Literal, NamedTuple
 
@@ -80,10 +81,7 @@ class Decomposition(Frozen):
     @property
     def ranks(self) -> int:
         """World size: the product of the five degrees."""
-        total = 1
-        for degree in self.degrees:
-            total *= degree
-        return total
+        return prod(self.degrees)
 
     @property
     def batch_shards(self) -> int:
@@ -100,12 +98,12 @@ class Decomposition(Frozen):
         Raises:
             ValueError: there is no such rank.
         """
-        if not 0 <= rank < self.ranks:
-            raise ValueError(f"rank {rank} does not exist among {self.ranks}")
-        position = []
+        position, rest = [], rank
         for degree in self.degrees:
-            rank, index = divmod(rank, degree)
+            rest, index = divmod(rest, degree)
             position.append(index)
+        if rest:  # 0 for every rank there is, -1 or 1 or more for others
+            raise ValueError(f"rank {rank} does not exist among {self.ranks}")
         return Coordinate(*position)
 
     def rank(self, coordinate: Coordinate) -> int:
@@ -117,14 +115,12 @@ class Decomposition(Frozen):
 
     def group(self, rank: int, *axes: str) -> tuple[int, ...]:
         """Ranks that differ from ``rank`` along ``axes`` only, in rank order."""
-        here = self.coordinate(rank)
         offsets = _offsets(self.degrees, frozenset(axes))
-        first = rank - sum(
-            index * stride
-            for axis, index, stride in zip(AXES, here, _strides(self.degrees), strict=True)
-            if axis in axes
-        )
-        return tuple(first + offset for offset in offsets) if first else offsets
+        first = rank
+        for axis, index, stride in zip(AXES, self.coordinate(rank), _strides(self.degrees), strict=True):
+            if axis in axes:
+                first -= index * stride
+        return tuple(map(first.__add__, offsets)) if first else offsets
 
     def __str__(self) -> str:
         """The axes larger than 1: ``data 2 × pipeline 2``."""
@@ -136,6 +132,7 @@ class Decomposition(Frozen):
         return " × ".join(parts) or "one rank"
 
 
+@cache
 def _strides(degrees: tuple[int, ...]) -> tuple[int, ...]:
     """How far apart neighbours along each axis are, in ranks."""
     return tuple(accumulate((1, *degrees[:-1]), mul))
