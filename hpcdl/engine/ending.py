@@ -7,10 +7,16 @@ taken by a thread that waits for nothing else: the main thread may sit in a coll
 That thread reads a pipe which the interpreter's C handler writes to, in whatever thread the kernel
 delivers the signal. Blocking SIGTERM and waiting with ``sigwait`` would need every thread to block
 it, and those that an MPI library started before this module was imported do not.
+
+A process leaves by ``os._exit``, because destructors of communication libraries at interpreter exit can
+hang or crash after the work is long done. Only a good end of a run over MPI goes the long way: MPICH tells
+mpiexec in an exit handler of the C library that the rank has left MPI, and mpiexec kills the others, some
+of them still about to write, when one is gone without that word.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -26,6 +32,7 @@ from hpcdl.errors import HpcdlError
 from hpcdl.telemetry import ExitRecord, write_exit
 
 _REASON_LENGTH = 300
+_LONGEST_EXIT_SECONDS = 30  # then the stacks of all threads go to the log
 
 
 class Ending:
@@ -51,11 +58,7 @@ class Ending:
         self._end(128 + signal.SIGTERM, signal_number=signal.SIGTERM, reason="terminated by SIGTERM")
 
     def guard(self, work: Callable[[], None]) -> NoReturn:
-        """Do ``work`` and end this process with its outcome.
-
-        The process leaves by ``os._exit``: destructors of communication libraries at interpreter
-        exit can hang or crash after the work is long done.
-        """
+        """Do ``work`` and end this process with its outcome."""
         try:
             work()
         except SystemExit as asked:
@@ -90,4 +93,7 @@ class Ending:
             print(f"cannot write {self._record}: {error}", file=sys.stderr)  # noqa: T201
         sys.stdout.flush()
         sys.stderr.flush()
+        if code == 0 and "mpi4py.MPI" in sys.modules:
+            faulthandler.dump_traceback_later(_LONGEST_EXIT_SECONDS, exit=True)
+            sys.exit(0)
         os._exit(code)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,37 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_end(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
     assert run(blocker, "sys.exit(7)").returncode == 7
+
+
+MPI_RANK = """
+import sys, time
+from pathlib import Path
+from hpcdl.engine.ending import Ending
+
+def work():
+    from mpi4py import MPI
+    rank = MPI.COMM_WORLD.rank
+    MPI.COMM_WORLD.Barrier()
+    MPI.Finalize()
+    time.sleep(rank / 2)
+    (Path(sys.argv[1]) / str(rank)).touch()
+
+Ending(Path(sys.argv[1]) / "exit.json", 0).guard(work)
+"""
+
+
+@pytest.mark.mpi
+def test_a_rank_that_has_left_mpi_does_not_take_the_others_with_it(tmp_path):
+    """MPICH says good-bye to mpiexec in an exit handler, which os._exit skips.
+
+    mpiexec then killed by -9 all that were still about to write, and reported 9 for a run that had succeeded.
+    """
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    result = subprocess.run(
+        [mpiexec, "-n", "3", sys.executable, "-c", MPI_RANK, tmp_path], timeout=60, check=False
+    )
+    assert result.returncode == 0
+    assert {"0", "1", "2"} <= {path.name for path in tmp_path.iterdir()}
 
 
 # The libc call keeps the interpreter's main thread away, as a collective does: a Python handler would never run.

@@ -165,7 +165,7 @@ class MpiTransport:
         return int(index)
 
     def close(self) -> None:
-        """Leave the run. MPI is finalised here, so the process may end in any way after."""
+        """Leave the run. MPI is finalised here, while all that it needs still stands."""
         if self._progress:
             self._progress.stop()
         self._groups.clear()
