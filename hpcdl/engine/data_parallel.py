@@ -56,7 +56,7 @@ class _Arrivals:
     def add(self, gradient: torch.Tensor) -> None:
         # The first is copied, so nobody has to write zeros first.
         into = self.slot.gradient
-        (into.add_ if self._come else into.copy_)(gradient)
+        (into.add_ if self._come else into.copy_)(self.slot.trained(gradient))
         self._come += 1
         for home in self.homes:
             home.missing -= 1
@@ -85,7 +85,7 @@ class Gradients:
             for slot in flat.slots
         ]
         self._launched = 0
-        self._gathers: list[Handle] = []
+        self._gathers: list[tuple[Handle, Chunk]] = []
         self.slots = flat.slots
         for arrivals in self._arrivals:
             self._attach(arrivals)
@@ -142,10 +142,14 @@ class Gradients:
     def publish(self, chunk: Chunk) -> None:
         """Begin to bring what this rank made of its share to the ranks it shares the chunk with."""
         if chunk.sharded:
-            self._gathers.append(chunk.peers.all_gather(chunk.parameter, chunk.own_parameter.clone()))
+            handle = chunk.peers.all_gather(chunk.parameter, chunk.own_parameter.clone())
+            self._gathers.append((handle, chunk))
+        else:
+            chunk.expand()
 
     def settle(self) -> None:
         """Return when all that was published has come."""
-        for handle in self._gathers:
+        for handle, chunk in self._gathers:
             handle.wait()
+            chunk.expand()
         self._gathers.clear()

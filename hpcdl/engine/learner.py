@@ -8,9 +8,10 @@ import torch
 
 from hpcdl.engine.checkpoint.shapes import shapes
 from hpcdl.engine.groups import Groups, make_groups
+from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.models.own import OwnModel
-from hpcdl.engine.optim.flat import Cut, Flat
+from hpcdl.engine.optim.flat import Cut, Flat, Thrift
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
 from hpcdl.engine.tensor.parameters import Numerics, Part
 from hpcdl.engine.timeline import PHASE, Timeline
@@ -50,7 +51,8 @@ class Learner:
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         cut = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
         self._timeline = timeline or Timeline()
-        self._flat = Flat(self.stage.held, self.topology, self.groups, cut)
+        thrift = Thrift(None if decomposition.offload == "none" else HostMemory(device))
+        self._flat = Flat(self.stage.held, self.topology, self.groups, cut, thrift)
         self._update = Update(experiment, self._flat, self.topology, self.groups, self._timeline)
         self.gradients = self._update.gradients
         self._seat = Seat(transport, self.topology, self.groups.team, self._timeline)

@@ -73,6 +73,11 @@ class Candidates:
         return self.common.offload
 
     @property
+    def offload_activations(self) -> bool:
+        """Whether what full recompute keeps waits in CPU memory."""
+        return self.common.offload_activations
+
+    @property
     def batch_shards(self) -> Ints:
         """Parts a batch is cut into before microbatches: data × z."""
         return self.data * self.z

@@ -30,6 +30,7 @@ AXES = ("x", "y", "z", "data", "pipeline")
 """Innermost (fastest varying rank) first: the tensor axes talk most, so they sit closest together."""
 
 Recompute = Literal["none", "selective", "full"]
+Offload = Literal["none", "optimizer", "parameters"]
 
 
 class Coordinate(NamedTuple):
@@ -63,7 +64,14 @@ class Decomposition(Frozen):
         1, gt=0, description="layers between the activations that recompute: full keeps"
     )
     zero: Literal[0, 1] = Field(0, description="1: optimizer state sharded over data")
-    offload: Literal["none", "optimizer"] = Field("none", description="state kept in CPU memory")
+    offload: Offload = Field(
+        "none",
+        description="optimizer: its state and fp32 weights kept in CPU memory; parameters: weights and "
+        "gradients between their uses as well",
+    )
+    offload_activations: bool = Field(
+        default=False, description="what recompute: full keeps of a forward waits in CPU memory"
+    )
 
     @model_validator(mode="after")
     def _every_of_full(self) -> Decomposition:
@@ -71,6 +79,12 @@ class Decomposition(Frozen):
             raise ValueError(
                 f"recompute_every {self.recompute_every} needs recompute: full, not {self.recompute}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _activations_of_full(self) -> Decomposition:
+        if self.offload_activations and self.recompute != "full":
+            raise ValueError(f"offload_activations needs recompute: full, not {self.recompute}")
         return self
 
     @property
@@ -226,6 +240,11 @@ ENGINE_RULES: tuple[Rule, ...] = (
         "engine: offload",
         lambda d, model, batch: d.offload == "none",
         "offload {d.offload}: the bundled engine does not keep optimizer state in CPU memory yet, only none",
+    ),
+    Rule(
+        "engine: offload_activations",
+        lambda d, model, batch: not d.offload_activations,
+        "offload_activations: the bundled engine does not do that yet",
     ),
 )
 """What the bundled engine can run today; the planner proposes nothing else."""

@@ -30,7 +30,8 @@ class AdamW:
         """
         beta1, beta2 = self._settings.betas
         adamw(
-            [bucket.master], [bucket.gradient], [bucket.exp_avg], [bucket.exp_avg_sq], [], [bucket.updates],
+            [bucket.master], [bucket.gradient.float()], [bucket.exp_avg], [bucket.exp_avg_sq], [],
+            [bucket.updates],
             fused=True, grad_scale=divisor, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
             lr=learning_rate, eps=self._settings.eps,
             weight_decay=self._settings.weight_decay if bucket.decay else 0.0,

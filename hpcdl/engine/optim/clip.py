@@ -15,7 +15,7 @@ def squared_norm(weighed: Weighed) -> torch.Tensor:
     """
     if not weighed.gradients:
         return weighed.weights.sum()
-    norms = torch.stack(torch._foreach_norm(weighed.gradients))  # noqa: SLF001 - as torch's own clip
+    norms = torch.stack(torch._foreach_norm(weighed.gradients, 2, torch.float32))  # noqa: SLF001 - as torch's own clip
     return (norms.double().square() * weighed.weights).sum()
 
 

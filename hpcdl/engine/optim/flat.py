@@ -4,18 +4,24 @@ A line (see ``buckets``) has one buffer of parameters, in the type the model com
 gradients; those of the layers are views into them. A bucket is a span of a line with what its update keeps:
 the fp32 master and Adam's moments. With ZeRO-1 (Rajbhandari et al., SC 2020) a rank keeps and updates an
 equal share of every bucket.
+
+Where memory is to be saved (``Thrift``), gradients have the type the model computes in, masters and moments
+lie in the memory of the host, and a parameter that is pruned has its kept elements only in the buffers: those
+of its line are then a copy, which ``Chunk.expand`` brings home to the parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from hpcdl.engine.buckets import Chunk as Layout
 from hpcdl.engine.buckets import Kind, Line, Piece, Run, chunks, lines, spans
 from hpcdl.engine.groups import Groups, Peers
+from hpcdl.engine.host_memory import HostMemory
+from hpcdl.engine.sparse.kept import Kept
 from hpcdl.engine.tensor.parameters import Held, Part
 from hpcdl.engine.topology import Topology
 
@@ -39,12 +45,40 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Thrift:
+    """How memory is saved; nothing of it by default.
+
+    Attributes:
+        host: where masters and moments lie; None: where the parameters do.
+        kept: of the parameters that are pruned, by name, what is left.
+    """
+
+    host: HostMemory | None = None
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+
+    @property
+    def lean(self) -> bool:
+        """Whether gradients have the type that the model computes in, instead of fp32."""
+        return self.host is not None or bool(self.kept)
+
+    def elements(self, held: Held) -> int:
+        """Of a parameter, those that are trained."""
+        kept = self.kept.get(held.name)
+        return held.parameter.numel() if kept is None else kept.count
+
+
+@dataclass(frozen=True)
 class Slot:
-    """One parameter of this rank with its gradient, an fp32 view of the same shape."""
+    """One parameter of this rank with its gradient: of the same shape, or flat and only what is kept."""
 
     held: Held
     gradient: torch.Tensor
     replicas: int  # ranks of the world that hold the same elements
+    kept: Kept | None = None  # None: everything
+
+    def trained(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Of a gradient of the whole parameter, what is trained."""
+        return gradient if self.kept is None else self.kept.compress(gradient)
 
     @property
     def name(self) -> str:
@@ -61,7 +95,8 @@ class Slot:
 class Bucket:
     """What is updated at once, and all that the update reads, writes and keeps; flat, of one length.
 
-    All but the parameter is fp32. Where the parameter is fp32 it is its own master.
+    Master and moments are fp32, and the gradient is unless memory is saved. A parameter that is fp32 is its
+    own master, unless that lies on the host.
     """
 
     parameter: torch.Tensor
@@ -82,6 +117,15 @@ class Bucket:
         """What must be kept of a run, as live views."""
         tensors = {"master": self.master, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
         return {name: tensor[run.at] for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """A run of kept elements, in the buffer of a chunk and in the parameter they belong to."""
+
+    parameter: torch.Tensor
+    kept: Kept
+    run: Run
 
 
 @dataclass(frozen=True)
@@ -106,6 +150,12 @@ class Chunk:
     own_gradient: torch.Tensor
     weighed: Weighed  # of ``own_gradient``
     buckets: tuple[Bucket, ...]
+    pruned: tuple[_Pruned, ...] = ()
+
+    def expand(self) -> None:
+        """Bring what is kept of pruned parameters from ``parameter``, which has all shares, to them."""
+        for one in self.pruned:
+            one.kept.expand(one.parameter, self.parameter[one.run.at], one.run.begin)
 
 
 class Flat:
@@ -116,24 +166,30 @@ class Flat:
         topology: where it sits.
         groups: whom it sums with.
         cut: the sizes.
+        thrift: how memory is saved.
     """
 
-    def __init__(self, held: Sequence[Held], topology: Topology, groups: Groups, cut: Cut) -> None:
+    def __init__(
+        self, held: Sequence[Held], topology: Topology, groups: Groups, cut: Cut, thrift: Thrift | None = None
+    ) -> None:
         self.device = held[0].parameter.device
+        self.thrift = thrift or Thrift()
         self._topology = topology
         self._cut = cut
         self._peers: dict[str, Peers] = {"data": groups.data, "batch": groups.batch}
-        pieces = [Piece(one.name, one.parameter.numel(), _kind(one, topology)) for one in held]
+        pieces = [Piece(one.name, self.thrift.elements(one), _kind(one, topology)) for one in held]
         made = lines(pieces, {name: peers.size for name, peers in self._peers.items()})
         by_name = {one.name: one for one in held}
         slots: dict[str, Slot] = {}
         buffers: dict[Kind, tuple[torch.Tensor, torch.Tensor]] = {}
         for line in made:
             members = [by_name[piece.name] for piece in line.pieces]
-            parameters = _moved(line, members)
-            gradients = torch.zeros_like(parameters, dtype=torch.float32)
+            parameters = self._moved(line, members)
+            gradients = torch.zeros_like(parameters, dtype=None if self.thrift.lean else torch.float32)
             buffers[line.kind] = parameters, gradients
-            slots |= {one.name: self._slot(one, _view(line, gradients, one), groups.ends) for one in members}
+            slots |= {
+                one.name: self._slot(one, self._view(line, gradients, one), groups.ends) for one in members
+            }
         self.slots = [slots[one.name] for one in held]
         self._slots = slots
         self.chunks = [
@@ -143,7 +199,25 @@ class Flat:
 
     def _slot(self, held: Held, gradient: torch.Tensor, ends: Peers) -> Slot:
         copies = ends.size if held.shared else 1
-        return Slot(held, gradient, held.sharding.replicas(self._topology) * copies)
+        replicas = held.sharding.replicas(self._topology) * copies
+        return Slot(held, gradient, replicas, self.thrift.kept.get(held.name))
+
+    def _moved(self, line: Line, members: Sequence[Held]) -> torch.Tensor:
+        """The buffer that the parameters of a line lie in from now on, or have what is kept of them in."""
+        buffer = members[0].parameter.detach().new_zeros(line.elements)
+        for one in members:
+            view, kept = self._view(line, buffer, one), self.thrift.kept.get(one.name)
+            values = one.parameter.detach()
+            view.copy_(values if kept is None else kept.compress(values))
+            one.parameter.data = view if kept is None else torch.zeros_like(values)
+            if kept is not None:
+                kept.expand(one.parameter.data, view, 0)
+        return buffer
+
+    def _view(self, line: Line, buffer: torch.Tensor, held: Held) -> torch.Tensor:
+        start, kept = line.starts[held.name], self.thrift.kept.get(held.name)
+        part = buffer[start : start + self.thrift.elements(held)]
+        return part.view(held.parameter.shape) if kept is None else part
 
     def _chunk(self, layout: Layout, parameters: torch.Tensor, gradients: torch.Tensor) -> Chunk:
         line, peers = layout.line, self._peers[layout.line.kind.group]
@@ -162,10 +236,35 @@ class Flat:
             own_gradient=own_gradient,
             weighed=self._weighed(own_gradient, tuple(line.runs(own)), peers.size if sharded else 1),
             buckets=tuple(
-                _bucket(line, span, parameters[span], own_gradient[span.start - own.start :][: _length(span)])
+                self._bucket(
+                    line, span, parameters[span], own_gradient[span.start - own.start :][: _length(span)]
+                )
                 for span in spans(own, line.bucket(self._cut.elements) // (peers.size if sharded else 1))
             ),
+            pruned=tuple(self._pruned(line.runs(layout.span))),
         )
+
+    def _bucket(self, line: Line, span: slice, parameter: torch.Tensor, gradient: torch.Tensor) -> Bucket:
+        host = self.thrift.host
+        if host is not None:
+            master = host.copy(parameter, torch.float32)
+        else:
+            master = parameter if parameter.dtype == torch.float32 else parameter.float()
+        return Bucket(
+            parameter=parameter,
+            gradient=gradient,
+            master=master,
+            exp_avg=torch.zeros_like(master) if host is None else host.zeros(len(master)),
+            exp_avg_sq=torch.zeros_like(master) if host is None else host.zeros(len(master)),
+            updates=torch.zeros((), device=parameter.device),
+            decay=line.kind.decay,
+            runs=tuple(line.runs(span)),
+        )
+
+    def _pruned(self, runs: Iterable[Run]) -> Iterator[_Pruned]:
+        for run in runs:
+            if (kept := self.thrift.kept.get(run.name)) is not None:
+                yield _Pruned(self._slots[run.name].parameter.data, kept, run)
 
     def _weighed(self, gradient: torch.Tensor, runs: Sequence[Run], shares: int) -> Weighed:
         weights = [shares / self._slots[run.name].replicas for run in runs]
@@ -183,16 +282,19 @@ class Flat:
                     yield self._part(bucket, run, spread)
 
     def _part(self, bucket: Bucket, run: Run, spread: tuple[str, ...]) -> Part:
-        held = self._slots[run.name].held
-        start = held.sharding.span(self._topology).start + run.begin
+        held, kept = self._slots[run.name].held, self.thrift.kept.get(run.name)
+        stop = run.begin + _length(run.at)
+        span = slice(run.begin, stop) if kept is None else kept.span(run.begin, stop)
+        start = held.sharding.span(self._topology).start
         copying = [axis for axis in held.sharding.copying if axis not in spread]
         first = not any(self._topology.index(axis) for axis in copying)
         return Part(
             held.name,
             held.sharding,
-            slice(start, start + _length(run.at)),
+            slice(start + span.start, start + span.stop),
             bucket.kept(run),
             first and (self._topology.is_first or not held.shared),
+            None if kept is None else kept.index[run.begin : stop] - span.start,
         )
 
 
@@ -204,32 +306,3 @@ def _kind(held: Held, topology: Topology) -> Kind:
 
 def _length(span: slice) -> int:
     return int(span.stop - span.start)
-
-
-def _view(line: Line, buffer: torch.Tensor, held: Held) -> torch.Tensor:
-    start = line.starts[held.name]
-    return buffer[start : start + held.parameter.numel()].view(held.parameter.shape)
-
-
-def _moved(line: Line, members: Sequence[Held]) -> torch.Tensor:
-    """The buffer that the parameters of a line lie in from now on."""
-    buffer = members[0].parameter.detach().new_zeros(line.elements)
-    for one in members:
-        view = _view(line, buffer, one)
-        view.copy_(one.parameter.detach())
-        one.parameter.data = view
-    return buffer
-
-
-def _bucket(line: Line, span: slice, parameter: torch.Tensor, gradient: torch.Tensor) -> Bucket:
-    master = parameter if parameter.dtype == torch.float32 else parameter.float()
-    return Bucket(
-        parameter=parameter,
-        gradient=gradient,
-        master=master,
-        exp_avg=torch.zeros_like(master),
-        exp_avg_sq=torch.zeros_like(master),
-        updates=torch.zeros((), device=master.device),
-        decay=line.kind.decay,
-        runs=tuple(line.runs(span)),
-    )

@@ -56,7 +56,8 @@ class Part:
     """A run of elements of one parameter, with everything that training must keep of them.
 
     ``tensors`` are flat, fp32 and live: ``master``, ``exp_avg``, ``exp_avg_sq``. Who fills them in place and
-    then tells the learner has restored this part.
+    then tells the learner has restored this part. Of a pruned parameter they have the elements at ``index``,
+    and those of the span that are not there are zero.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Part:
     span: slice  # of the rank's flattened block
     tensors: dict[str, torch.Tensor]
     writes: bool  # whether this rank is the one among its replicas that saves it
+    index: torch.Tensor | None = None  # int32, ascending, from the start of the span; None: all elements
 
 
 @dataclass(frozen=True)
