@@ -19,7 +19,8 @@ more activations than that. Two things are added to AxoNN's pipeline:
   computes only the gradient that the stage before waits for, and the rest follows when nothing has arrived.
 
 A rank never waits for one message while another is there. Where it has both a gradient and something to send
-forward, it takes them in turn; deferred work comes last; messages of one kind are served in order of arrival.
+forward, it takes them in turn, or with several chunks what brings it nearer to the activations that a static
+table would hold; deferred work comes last; messages of one kind are served in order of arrival.
 The machine does no I/O: the engine executes its actions over a transport, the planner drives the same machine
 with a clock, and tests deliver messages in any order. An illegal message raises and changes nothing.
 """
@@ -211,8 +212,8 @@ class Stage:
     def choose(self) -> Cause | None:
         """What to take of all that is there now; None if this rank can only wait for a message."""
         forward, backward = (Cause.ACTIVATION, Cause.DATA), (Cause.GRADIENT,)
-        in_turn = (*forward, *backward) if self._turned else (*backward, *forward)
-        return next((cause for cause in (*in_turn, Cause.WEIGHT) if self.can_take(cause)), None)
+        order = (*forward, *backward) if self._goes_forward else (*backward, *forward)
+        return next((cause for cause in (*order, Cause.WEIGHT) if self.can_take(cause)), None)
 
     def take(self, cause: Cause) -> list[Action]:
         """What to do about ``cause``.
@@ -231,6 +232,19 @@ class Stage:
         message = self._arrived[kind].popleft()
         work = self._forward if kind is Kind.ACTIVATION else self._backward
         return work(message.chunk, message.microbatch)
+
+    @property
+    def _goes_forward(self) -> bool:
+        """Whether forward comes first where both ways are open."""
+        if self.flow.chunks > 1 and self.holds != self._aim:
+            return self.holds < self._aim
+        return self._turned
+
+    @property
+    def _aim(self) -> int:
+        """What ``holds`` is in the steady state of interleaved 1F1B (Narayanan et al., SC'21, section 2.2)."""
+        after = self.flow.ranks - 1 - self.index
+        return 2 * after + (self.flow.chunks - 1) * self.flow.ranks + 1
 
     @property
     def _where(self) -> str:
