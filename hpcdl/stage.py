@@ -242,7 +242,7 @@ class Stage:
 
     @property
     def _aim(self) -> int:
-        """What ``holds`` is in the steady state of interleaved 1F1B (Narayanan et al., SC'21, section 2.2)."""
+        """``holds`` in the steady state of interleaved 1F1B (Narayanan et al., SC'21, section 2.2)."""
         after = self.flow.ranks - 1 - self.index
         return 2 * after + (self.flow.chunks - 1) * self.flow.ranks + 1
 
