@@ -89,9 +89,9 @@ class Flow:
         ranks: how many the pipeline has.
         microbatches: how many the batch is cut into.
         chunks: virtual stages a rank.
-        in_flight: microbatches in the pipeline at once; None: one a rank where weights are deferred, a
-            quarter more where they are not, and two a rank where chunks are interleaved besides
-            (docs/design/005 has the measurements).
+        in_flight: microbatches in the pipeline at once; None: one and a quarter a rank, two where chunks
+            are interleaved; one and one and a half where weights are deferred (docs/design/005 has the
+            measurements).
         defer_weights: whether gradients of weights wait until nothing else is to be done.
     """
 
@@ -116,9 +116,10 @@ class Flow:
 
     @property
     def _enough(self) -> int:
-        if self.ranks == 1 or self.defer_weights:
-            return self.ranks
-        return 2 * self.ranks if self.chunks > 1 else self.ranks + -(-self.ranks // 4)
+        if self.ranks == 1:
+            return 1
+        quarters = (6 if self.chunks > 1 else 4) if self.defer_weights else (8 if self.chunks > 1 else 5)
+        return -(-self.ranks * quarters // 4)
 
 
 class Stage:
