@@ -19,7 +19,8 @@ more activations than that. Two things are added to AxoNN's pipeline:
   computes only the gradient that the stage before waits for, and the rest follows when nothing has arrived.
 
 A rank never waits for one message while another is there. Where it has both a gradient and something to send
-forward, it takes them in turn; deferred work comes last; messages of one kind are served in order of arrival.
+forward, it takes them in turn, or with several chunks what brings it nearer to the activations that a static
+table would hold; deferred work comes last; messages of one kind are served in order of arrival.
 The machine does no I/O: the engine executes its actions over a transport, the planner drives the same machine
 with a clock, and tests deliver messages in any order. An illegal message raises and changes nothing.
 """
@@ -88,9 +89,9 @@ class Flow:
         ranks: how many the pipeline has.
         microbatches: how many the batch is cut into.
         chunks: virtual stages a rank.
-        in_flight: microbatches in the pipeline at once; None: one a rank where weights are deferred, a
-            quarter more where they are not, and two a rank where chunks are interleaved besides
-            (docs/design/005 has the measurements).
+        in_flight: microbatches in the pipeline at once; None: one and a quarter a rank, two where chunks
+            are interleaved; one and one and a half where weights are deferred (docs/design/005 has the
+            measurements).
         defer_weights: whether gradients of weights wait until nothing else is to be done.
     """
 
@@ -115,9 +116,10 @@ class Flow:
 
     @property
     def _enough(self) -> int:
-        if self.ranks == 1 or self.defer_weights:
-            return self.ranks
-        return 2 * self.ranks if self.chunks > 1 else self.ranks + -(-self.ranks // 4)
+        if self.ranks == 1:
+            return 1
+        quarters = (6 if self.chunks > 1 else 4) if self.defer_weights else (8 if self.chunks > 1 else 5)
+        return -(-self.ranks * quarters // 4)
 
 
 class Stage:
@@ -211,8 +213,8 @@ class Stage:
     def choose(self) -> Cause | None:
         """What to take of all that is there now; None if this rank can only wait for a message."""
         forward, backward = (Cause.ACTIVATION, Cause.DATA), (Cause.GRADIENT,)
-        in_turn = (*forward, *backward) if self._turned else (*backward, *forward)
-        return next((cause for cause in (*in_turn, Cause.WEIGHT) if self.can_take(cause)), None)
+        order = (*forward, *backward) if self._goes_forward else (*backward, *forward)
+        return next((cause for cause in (*order, Cause.WEIGHT) if self.can_take(cause)), None)
 
     def take(self, cause: Cause) -> list[Action]:
         """What to do about ``cause``.
@@ -231,6 +233,19 @@ class Stage:
         message = self._arrived[kind].popleft()
         work = self._forward if kind is Kind.ACTIVATION else self._backward
         return work(message.chunk, message.microbatch)
+
+    @property
+    def _goes_forward(self) -> bool:
+        """Whether forward comes first where both ways are open."""
+        if self.flow.chunks > 1 and self.holds != self._aim:
+            return self.holds < self._aim
+        return self._turned
+
+    @property
+    def _aim(self) -> int:
+        """``holds`` in the steady state of interleaved 1F1B (Narayanan et al., SC'21, section 2.2)."""
+        after = self.flow.ranks - 1 - self.index
+        return 2 * after + (self.flow.chunks - 1) * self.flow.ranks + 1
 
     @property
     def _where(self) -> str:

@@ -219,7 +219,7 @@ def test_a_flow_that_cannot_exist_is_refused(arguments, words):
         (Flow(4, 3), 3),
         (Flow(4, 10, in_flight=6), 6),
         (Flow(4, 10, chunks=2), 8),
-        (Flow(4, 10, chunks=2, defer_weights=True), 4),
+        (Flow(4, 10, chunks=2, defer_weights=True), 6),
     ],
 )
 def test_the_first_rank_lets_in_as_many_as_the_flow_says(flow, limit):

@@ -31,7 +31,7 @@ from hpcdl.engine.transport.packet import Field
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.job import Overlap
 
-RANKS, MICROBATCHES, ROUNDS = 4, 16, 5
+RANKS, MICROBATCHES, ROUNDS = 4, 16, 9
 FORWARD = INPUT = WEIGHT = 5e-3  # seconds of one microbatch on one rank
 WIDTH = 64
 
@@ -43,8 +43,9 @@ class Conditions:
     hiccup = 0.0  # seconds that one in ten pieces of work on rank 2 takes more
     late = 0.0  # seconds that one message in four takes more
 
-    def __init__(self) -> None:
-        self._random = random.Random(dist.get_rank())
+    def begin(self, number: int) -> None:
+        """The same luck for every contestant in its step ``number``."""
+        self._random = random.Random(f"{dist.get_rank()} {number}")
 
     def work(self, seconds: float) -> None:
         if dist.get_rank() == 2:
@@ -143,6 +144,7 @@ def engine(transport: Transport, conditions: Conditions, **changes: Any) -> Step
     rows = tuple(torch.ones(1, WIDTH) for _ in range(MICROBATCHES))
 
     def step(number: int) -> float:
+        conditions.begin(number)
         loss = Pass(seat, model, Batch(rows, rows, 1.0, step=number)).run()
         dist.barrier()
         return loss.item()
@@ -167,7 +169,8 @@ def scheduled(conditions: Conditions, kind: str) -> Step:
         schedule = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[kind](mine[0], MICROBATCHES, loss_of)
     rows = torch.ones(MICROBATCHES, WIDTH)
 
-    def step(_: int) -> float:
+    def step(number: int) -> float:
+        conditions.begin(number)
         losses: list[torch.Tensor] = []
         if rank == RANKS - 1:
             schedule.step(target=rows, losses=losses)

@@ -9,9 +9,9 @@ delivers the signal. Blocking SIGTERM and waiting with ``sigwait`` would need ev
 it, and those that an MPI library started before this module was imported do not.
 
 A process leaves by ``os._exit``, because destructors of communication libraries at interpreter exit can
-hang or crash after the work is long done. Only a good end of a run over MPI goes the long way: MPICH tells
-mpiexec in an exit handler of the C library that the rank has left MPI, and mpiexec kills the others, some
-of them still about to write, when one is gone without that word.
+hang or crash after the work is long done. Only a good end of a run over MPI under MPICH's mpiexec goes the
+long way: MPICH tells mpiexec in an exit handler of the C library that the rank has left MPI, and mpiexec
+kills the others, some of them still about to write, when one is gone without that word. srun does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from hpcdl.engine.ranks import host_name
+from hpcdl.engine.ranks import host_name, started_by_mpich
 from hpcdl.errors import HpcdlError
 from hpcdl.telemetry import ExitRecord, write_exit
 
@@ -93,7 +93,7 @@ class Ending:
             print(f"cannot write {self._record}: {error}", file=sys.stderr)  # noqa: T201
         sys.stdout.flush()
         sys.stderr.flush()
-        if code == 0 and "mpi4py.MPI" in sys.modules:
+        if code == 0 and "mpi4py.MPI" in sys.modules and started_by_mpich(os.environ):
             faulthandler.dump_traceback_later(_LONGEST_EXIT_SECONDS, exit=True)
             sys.exit(0)
         os._exit(code)

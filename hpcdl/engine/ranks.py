@@ -46,6 +46,11 @@ def host_name(environment: Mapping[str, str] = os.environ) -> str:
     return environment.get("SLURMD_NODENAME") or socket.gethostname()
 
 
+def started_by_mpich(environment: Mapping[str, str]) -> bool:
+    """Whether MPICH's mpiexec, or one that descends from it, watches over this process."""
+    return "MPI_LOCALRANKID" in environment
+
+
 def own_rank(environment: Mapping[str, str]) -> int:
     """This process's rank as its launcher says; 0 if none does.
 
