@@ -66,6 +66,11 @@ class Learner:
         """Of the whole model, a tied weight counted once."""
         return sum(map(prod, self.shapes.values()))
 
+    @property
+    def offload(self) -> dict[str, object]:
+        """Where weights are updated whose optimizer state lies on the host, and what was measured for it."""
+        return self._update.choice.told
+
     def step(
         self,
         step: int,

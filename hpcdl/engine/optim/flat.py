@@ -25,6 +25,9 @@ from hpcdl.engine.sparse.kept import Kept
 from hpcdl.engine.tensor.parameters import Held, Part
 from hpcdl.engine.topology import Topology
 
+SLOTS = 2
+"""Buckets that are under way at once where state lies on the host: each is half of what is asked for."""
+
 _BYTES = 4  # of an fp32 gradient
 _AXES = {"data": ("data",), "batch": ("data", "z")}
 """Along which axes the ranks of a group of gradients lie."""
@@ -60,6 +63,10 @@ class Thrift:
     def lean(self) -> bool:
         """Whether gradients have the type that the model computes in, instead of fp32."""
         return self.host is not None or bool(self.kept)
+
+    def bucket(self, limit: int) -> int:
+        """Elements that are updated at once, where a bucket is to have ``limit``."""
+        return limit if self.host is None else limit // SLOTS
 
     def elements(self, held: Held) -> int:
         """Of a parameter, those that are trained."""
@@ -107,6 +114,11 @@ class Bucket:
     updates: torch.Tensor  # so far; a scalar
     decay: bool
     runs: tuple[Run, ...]
+
+    @property
+    def state(self) -> tuple[torch.Tensor, ...]:
+        """What the update keeps for the next."""
+        return self.master, self.exp_avg, self.exp_avg_sq, self.updates
 
     def round(self) -> None:
         """Bring the master into the parameter."""
@@ -225,6 +237,7 @@ class Flat:
         own = layout.share(peers.index, peers.size) if sharded else layout.span
         gradient = gradients[layout.span]
         own_gradient = gradient.new_zeros(own.stop - own.start) if sharded else gradient
+        limit = self.thrift.bucket(self._cut.elements)
         return Chunk(
             kind=line.kind,
             peers=peers,
@@ -239,7 +252,7 @@ class Flat:
                 self._bucket(
                     line, span, parameters[span], own_gradient[span.start - own.start :][: _length(span)]
                 )
-                for span in spans(own, line.bucket(self._cut.elements) // (peers.size if sharded else 1))
+                for span in spans(own, line.bucket(limit) // (peers.size if sharded else 1))
             ),
             pruned=tuple(self._pruned(line.runs(layout.span))),
         )
@@ -256,7 +269,7 @@ class Flat:
             master=master,
             exp_avg=torch.zeros_like(master) if host is None else host.zeros(len(master)),
             exp_avg_sq=torch.zeros_like(master) if host is None else host.zeros(len(master)),
-            updates=torch.zeros((), device=parameter.device),
+            updates=master.new_zeros(()) if host is None else host.zeros(),
             decay=line.kind.decay,
             runs=tuple(line.runs(span)),
         )
@@ -273,8 +286,19 @@ class Flat:
             torch.tensor(weights, dtype=torch.float64, device=gradient.device),
         )
 
+    @property
+    def buckets(self) -> list[Bucket]:
+        """All that this rank updates, in that order."""
+        return [bucket for chunk in self.chunks for bucket in chunk.buckets]
+
+    def settle(self) -> None:
+        """Return when what the last update wrote can be read."""
+        if self.thrift.host is not None:
+            self.thrift.host.settle()
+
     def parts(self) -> Iterator[Part]:
         """What must be kept of the elements this rank updates."""
+        self.settle()
         for chunk in self.chunks:
             spread = _AXES[chunk.kind.group] if chunk.sharded else ()
             for bucket in chunk.buckets:
