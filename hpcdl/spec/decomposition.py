@@ -238,8 +238,8 @@ RULES: tuple[Rule, ...] = (
 ENGINE_RULES: tuple[Rule, ...] = (
     Rule(
         "engine: offload",
-        lambda d, model, batch: d.offload == "none",
-        "offload {d.offload}: the bundled engine does not keep optimizer state in CPU memory yet, only none",
+        lambda d, model, batch: d.offload != "parameters",
+        "offload {d.offload}: the bundled engine does not keep weights in CPU memory yet",
     ),
     Rule(
         "engine: offload_activations",
@@ -267,7 +267,16 @@ ENTRY_RULES: tuple[Rule, ...] = (
         lambda d, model, batch: not d.defer_weights,
         "defer_weights: the backward of a model of your own is not split into two",
     ),
-    *ENGINE_RULES,
+    Rule(
+        "offload",
+        lambda d, model, batch: d.offload != "parameters",
+        "offload {d.offload}: nothing is known of when layers of your own use their weights; optimizer works",
+    ),
+    Rule(
+        "offload_activations",
+        lambda d, model, batch: not d.offload_activations,
+        "offload_activations: what a model of your own checkpoints is kept by its modules",
+    ),
 )
 """The same for a model of the user's own, whose shape is not known."""
 

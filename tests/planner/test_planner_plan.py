@@ -168,9 +168,9 @@ def test_an_explicit_decomposition_costs_what_the_search_says(perlmutter, experi
             "data 2 × pipeline 3 × x 1 × y 1 × z 1 = 6 ranks, but the job has 8 devices",
         ),
         (
-            {"x": 8, "data": 1, "z": 1, "offload": "optimizer"},
+            {"x": 8, "data": 1, "z": 1, "offload": "parameters"},
             "engine: offload",
-            "offload optimizer: the bundled engine",
+            "offload parameters: the bundled engine",
         ),
         (
             {"data": 8, "microbatch": 64},
