@@ -38,6 +38,11 @@ class Lane:
         if self._stream is not None:
             self._stream.synchronize()
 
+    def give(self, tensor: torch.Tensor) -> None:
+        """Keep the memory of ``tensor``, made here, until the current stream is done with it."""
+        if self._stream is not None:
+            tensor.record_stream(torch.cuda.current_stream(self._stream.device))
+
     def lend(self, tensor: torch.Tensor) -> None:
         """Keep the memory of ``tensor``, made elsewhere, until what was started here is done with it."""
         if self._stream is not None:

@@ -8,7 +8,6 @@ import torch
 
 from hpcdl.engine.checkpoint.shapes import shapes
 from hpcdl.engine.groups import Groups, make_groups
-from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.models.own import OwnModel
 from hpcdl.engine.optim.flat import Cut, Flat, Thrift
@@ -51,7 +50,7 @@ class Learner:
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         cut = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
         self._timeline = timeline or Timeline()
-        thrift = Thrift(None if decomposition.offload == "none" else HostMemory(device))
+        thrift = Thrift(None if decomposition.offload == "none" else numerics.host)
         self._flat = Flat(self.stage.held, self.topology, self.groups, cut, thrift)
         self._update = Update(experiment, self._flat, self.topology, self.groups, self._timeline)
         self.gradients = self._update.gradients

@@ -241,11 +241,6 @@ ENGINE_RULES: tuple[Rule, ...] = (
         lambda d, model, batch: d.offload != "parameters",
         "offload {d.offload}: the bundled engine does not keep weights in CPU memory yet",
     ),
-    Rule(
-        "engine: offload_activations",
-        lambda d, model, batch: not d.offload_activations,
-        "offload_activations: the bundled engine does not do that yet",
-    ),
 )
 """What the bundled engine can run today; the planner proposes nothing else."""
 

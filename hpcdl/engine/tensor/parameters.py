@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from hpcdl.engine.groups import Groups
+from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.tensor.initial import normal_shard
 from hpcdl.engine.tensor.later import Later
 from hpcdl.engine.tensor.sharding import Sharding
@@ -76,6 +78,11 @@ class Numerics:
     device: torch.device
     seed: int
     overlap: Overlap = field(default_factory=Overlap)
+
+    @cached_property
+    def host(self) -> HostMemory:
+        """What the rank keeps in the memory of its host."""
+        return HostMemory(self.device)
 
 
 class Factory:
