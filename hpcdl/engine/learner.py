@@ -50,7 +50,8 @@ class Learner:
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         cut = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
         self._timeline = timeline or Timeline()
-        thrift = Thrift(None if decomposition.offload == "none" else numerics.host)
+        offload = decomposition.offload
+        thrift = Thrift(None if offload == "none" else numerics.host, matrices=offload == "parameters")
         self._flat = Flat(self.stage.held, self.topology, self.groups, cut, thrift)
         self._update = Update(experiment, self._flat, self.topology, self.groups, self._timeline)
         self.gradients = self._update.gradients

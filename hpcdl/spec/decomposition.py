@@ -235,13 +235,7 @@ RULES: tuple[Rule, ...] = (
 )
 """What every decomposition of a model must satisfy, whatever engine runs it."""
 
-ENGINE_RULES: tuple[Rule, ...] = (
-    Rule(
-        "engine: offload",
-        lambda d, model, batch: d.offload != "parameters",
-        "offload {d.offload}: the bundled engine does not keep weights in CPU memory yet",
-    ),
-)
+ENGINE_RULES: tuple[Rule, ...] = ()
 """What the bundled engine can run today; the planner proposes nothing else."""
 
 

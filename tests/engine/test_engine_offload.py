@@ -9,7 +9,8 @@ from engine_keeping import tensors
 from engine_keeping import trained as kept
 from engine_runs import TRAINING, Run
 from engine_worlds import GPT, LLAMA, in_threads
-from test_engine_update import BATCH, CPU, FREE, TIED, experiment, learn, spoil, trained
+from safetensors.torch import load_file
+from test_engine_update import BATCH, CLIPPED, CPU, FREE, TIED, experiment, learn, spoil, trained
 
 from hpcdl.engine.learner import Learner
 from hpcdl.spec.decomposition import Decomposition, violations
@@ -38,6 +39,12 @@ def assert_same(settings, degrees, **offload):
 @pytest.mark.parametrize("degrees", DEGREES, ids=NAMES)
 def test_an_offloaded_optimizer_changes_no_bit(degrees, way):
     assert_same(experiment(deep, offload_step=way), degrees, offload="optimizer")
+
+
+@pytest.mark.parametrize("optimizer", [CLIPPED, FREE], ids=["clip", "free"])
+@pytest.mark.parametrize("degrees", DEGREES, ids=NAMES)
+def test_weights_on_the_host_change_no_bit(degrees, optimizer):
+    assert_same(experiment(deep, optimizer=optimizer), degrees, offload="parameters")
 
 
 @pytest.mark.parametrize("way", ["device", "host"])
@@ -104,10 +111,10 @@ def test_an_overflow_leaves_what_lies_on_the_host_alone():
 SPREAD = {"data": 2, "pipeline": 2, "zero": 1}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("offload", "precision"), [("optimizer", "fp32"), ("parameters", "bf16")])
 @pytest.mark.parametrize("degrees", [{}, SPREAD], ids=["one", "spread"])
-def test_training_goes_on_to_the_bit(tmp_path, degrees, precision):
-    settings, decomposition = keeping(precision=precision), Decomposition(**degrees, offload="optimizer")
+def test_training_goes_on_to_the_bit(tmp_path, degrees, offload, precision):
+    settings, decomposition = keeping(precision=precision), Decomposition(**degrees, offload=offload)
     undisturbed, _ = kept(tmp_path / "a", 4, decomposition, settings)
     first, _ = kept(tmp_path / "b", 2, decomposition, settings)
     second, _ = kept(tmp_path / "b", 4, decomposition, settings)
@@ -116,23 +123,26 @@ def test_training_goes_on_to_the_bit(tmp_path, degrees, precision):
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-def joined(pieces):
-    """What a rank wrote of each parameter, whatever buckets cut it."""
+def joined(folder):
+    """What the ranks wrote of each parameter, whoever has which run of it."""
     runs = {}
-    for key, values in pieces.items():
-        name, kind, span = key.split("|")
-        runs.setdefault((name, kind), {})[int(span.split("-")[0])] = values
+    for shard in folder.glob("*.safetensors"):
+        for key, values in load_file(shard).items():
+            name, kind, span = key.split("|")
+            runs.setdefault((name, kind), {})[int(span.split("-")[0])] = values
     return {key: torch.cat([values for _, values in sorted(found.items())]) for key, found in runs.items()}
 
 
-@pytest.mark.parametrize(("before", "after"), [("none", "optimizer"), ("optimizer", "none")])
+@pytest.mark.parametrize(
+    ("before", "after"), [("none", "optimizer"), ("optimizer", "parameters"), ("parameters", "none")]
+)
 def test_checkpoints_do_not_know_where_the_state_was(tmp_path, before, after):
     """In fp32, where the two train alike, also through a checkpoint of the other."""
     losses, _ = kept(tmp_path / "a", 4, Decomposition(**SPREAD))
     first, _ = kept(tmp_path / "b", 2, Decomposition(**SPREAD, offload=before))
     second, _ = kept(tmp_path / "b", 4, Decomposition(**SPREAD, offload=after))
     assert first + second == losses
-    ours, theirs = (joined(tensors(tmp_path / run / "4")) for run in "ab")
+    ours, theirs = (joined(tmp_path / run / "4") for run in "ab")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
@@ -140,12 +150,13 @@ def test_checkpoints_do_not_know_where_the_state_was(tmp_path, before, after):
 # Real processes
 
 
-def test_processes_tell_where_they_step_and_go_on_to_the_bit(tmp_path):
+@pytest.mark.parametrize("offload", ["optimizer", "parameters"])
+def test_processes_tell_where_they_step_and_go_on_to_the_bit(tmp_path, offload):
     changes = {
         "training": TRAINING | {"precision": "bf16", "steps": 4},
         "checkpoint": {"every": 2, "keep": 2},
     }
-    decomposition = Decomposition(data=2, microbatch=2, zero=1, offload="optimizer")
+    decomposition = Decomposition(data=2, microbatch=2, zero=1, offload=offload)
     run = Run(tmp_path, decomposition, **changes).complete()
     undisturbed = run.losses()
     shutil.rmtree(run.folder.checkpoints / "4")

@@ -13,7 +13,7 @@ from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.optim.adamw import AdamW
 from hpcdl.engine.optim.flat import Bucket, Flat
 from hpcdl.engine.optim.offload import Device, Host, Room
-from hpcdl.engine.optim.stepping import Stepping
+from hpcdl.engine.optim.stepping import Apart, Stepping
 from hpcdl.engine.transport.base import Reduction
 from hpcdl.spec.training import Training
 from hpcdl.units import MIB
@@ -48,7 +48,7 @@ def choose(training: Training, flat: Flat, world: Peers) -> Choice:
     adamw, host = AdamW(training.optimizer), flat.thrift.host
     if host is None:
         return Choice(adamw)
-    room = Room.of(flat.buckets)
+    room = Room.of([bucket for bucket in flat.buckets if not host.holds(bucket.parameter)])
     ways: dict[str, Callable[[], Stepping]] = {
         "device": lambda: Device(adamw, host.device, room),
         "host": lambda: Host(adamw, host, room),
@@ -59,7 +59,8 @@ def choose(training: Training, flat: Flat, world: Peers) -> Choice:
         way = "device" if seconds["device"] <= seconds["host"] else "host"
     if way == "device":
         _warn_of_large_buckets(training.bucket_mib, flat)
-    return Choice(ways[way](), way, seconds)
+    stepping = ways[way]()
+    return Choice(Apart(host, adamw, stepping) if flat.thrift.matrices else stepping, way, seconds)
 
 
 def _measured(
