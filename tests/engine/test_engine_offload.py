@@ -1,6 +1,7 @@
 """Whatever waits in host memory, training is what it is without."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +11,17 @@ from engine_keeping import trained as kept
 from engine_runs import TRAINING, Run
 from engine_worlds import GPT, LLAMA, in_threads
 from safetensors.torch import load_file
-from test_engine_update import BATCH, CLIPPED, CPU, FREE, TIED, experiment, learn, spoil, trained
+from test_engine_update import BATCH, CLIPPED, CPU, FREE, TIED, batches, experiment, learn, spoil, trained
 
+from hpcdl.engine.data_parallel import Gradients
+from hpcdl.engine.groups import make_groups
 from hpcdl.engine.learner import Learner
+from hpcdl.engine.models.build import build_stage
+from hpcdl.engine.optim.choosing import choose
+from hpcdl.engine.optim.flat import Cut, Flat, Thrift
+from hpcdl.engine.sparse.kept import Kept
+from hpcdl.engine.tensor.parameters import Numerics
+from hpcdl.engine.topology import Topology
 from hpcdl.spec.decomposition import Decomposition, violations
 from hpcdl.spec.entry import EntryModel
 
@@ -20,6 +29,7 @@ DEGREES = [
     {}, {"data": 2}, {"z": 2}, {"x": 2}, {"y": 2}, {"pipeline": 2}, {"data": 2, "zero": 1},
     {"data": 2, "z": 2, "zero": 1}, {"data": 2, "pipeline": 2, "zero": 1}, {"pipeline": 2, "x": 2, "z": 2},
     {"data": 2, "x": 2, "y": 2, "microbatch": 2}, {"pipeline": 2, "interleave": 2, "defer_weights": True},
+    {"data": 2, "pipeline": 2, "interleave": 2, "microbatch": 1},
 ]  # fmt: skip
 NAMES = [" ".join(f"{key} {value}" for key, value in degrees.items()) or "one" for degrees in DEGREES]
 deep = TIED.model_copy(update={"layers": 4})
@@ -104,6 +114,79 @@ def test_an_overflow_leaves_what_lies_on_the_host_alone():
         return outcome.skipped and all(map(torch.equal, before, after))
 
     assert all(in_threads(2, work))
+
+
+@pytest.mark.parametrize("spread", [{}, {"z": 2}, {"pipeline": 2}], ids=str)
+@pytest.mark.parametrize(
+    "offload",
+    [{"offload": "parameters"}, {"offload": "optimizer", "recompute": "full", "offload_activations": True}],
+    ids=["parameters", "activations"],
+)
+def test_an_evaluation_finds_the_same_loss(offload, spread):
+    settings = experiment(deep)
+
+    def work(transport, decomposition):
+        learner = Learner(settings, decomposition, transport, CPU)
+        learn(learner, settings, 1)
+        rows = batches(settings)[1].chunk(decomposition.batch_shards)[learner.topology.batch_shard]
+        return learner.evaluate(rows[:, :-1], rows[:, 1:])
+
+    with_it, without = (
+        in_threads(one.ranks, partial(work, decomposition=one))
+        for one in (Decomposition(**spread, **offload), Decomposition(**spread))
+    )
+    assert with_it == without
+
+
+# Pruned weights: buffers hold what is kept of them
+
+
+def pruned_step(transport, decomposition, way):
+    """The weights after one step of a stage of whose matrices some elements are pruned."""
+    settings = experiment(deep, offload_step=way)
+    topology = Topology(decomposition, transport.rank)
+    groups, numerics = make_groups(transport, topology, tied=deep.tied), Numerics(torch.float32, CPU, 0)
+    stage = build_stage(deep, topology, groups, numerics)
+    generator = torch.Generator().manual_seed(7)
+    kept = {
+        one.name: Kept.of(torch.rand(one.parameter.numel(), generator=generator) < 0.3)
+        for one in stage.held
+        if one.sharding.flat
+    }
+    offload = decomposition.offload
+    thrift = Thrift(None if offload == "none" else numerics.host, kept, matrices=offload == "parameters")
+    flat = Flat(stage.held, topology, groups, Cut(0.002, 2, sharded=decomposition.zero == 1), thrift)
+    gradients, stepping = (
+        Gradients(flat, groups.ends, early=True),
+        choose(settings.training, flat, groups.world),
+    )
+    gradients.begin(microbatches=2)
+    for seed in range(2):
+        tokens = torch.randint(0, 256, (2, deep.sequence), generator=generator.manual_seed(seed))
+        stage.chunks[0](tokens, tokens).backward()
+    stage.later.settle()
+    for chunk in gradients.finished():
+        for bucket in chunk.buckets:
+            stepping.stepping.update(bucket, 1e-2, 0.5)
+        stepping.stepping.join()
+        gradients.publish(chunk)
+    gradients.settle()
+    for one in stage.held:
+        assert one.name not in kept or not one.parameter.detach().view(-1)[~kept[one.name].mask].any()
+    return [one.parameter.detach().clone() for one in stage.held]
+
+
+@pytest.mark.parametrize(
+    ("offload", "way"), [("optimizer", "device"), ("optimizer", "host"), ("parameters", "host")]
+)
+@pytest.mark.parametrize("degrees", [{}, {"data": 2}, {"data": 2, "zero": 1}], ids=str)
+def test_pruned_weights_are_updated_alike(degrees, offload, way):
+    found, wanted = (
+        in_threads(one.ranks, partial(pruned_step, decomposition=one, way=way))
+        for one in (Decomposition(**degrees, offload=offload), Decomposition(**degrees))
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert all(map(torch.equal, ours, theirs))
 
 
 # Checkpoints
