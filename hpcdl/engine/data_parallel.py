@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from hpcdl.engine.groups import Coming, Peers
 from hpcdl.engine.optim.flat import Chunk, Flat, Slot
+from hpcdl.engine.tensor.deliver import Delivery
 
 _AWAY = 2
 """Chunks that lie on the host and are reduced at once."""
@@ -123,6 +125,7 @@ class Gradients:
         self._device = flat.device
         self._homes = [_Home(chunk, flat.device) for chunk in flat.chunks]
         self._away: deque[_Home] = deque()
+        self._delivery = Delivery(flat.thrift.host) if flat.thrift.host is not None else None
         self._arrivals = [
             _Arrivals(slot, [home for home in self._homes if slot.name in home.chunk.names])
             for slot in flat.slots
@@ -148,6 +151,8 @@ class Gradients:
             computed.grad = None
 
         deposit.add = arrived
+        if arrivals.slot.on_host and self._delivery is not None:
+            deposit.add = partial(self._delivery.bring, add=arrived)
         if deposit.by_autograd:
             arrivals.slot.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
 
@@ -177,6 +182,8 @@ class Gradients:
         What no gradient came for goes now, as zero, so that ranks never disagree about what is reduced.
         Chunks that the two ends of the pipeline share come last, as one end has the gradients earlier.
         """
+        if self._delivery is not None:
+            self._delivery.settle()
         for arrivals in self._arrivals:
             arrivals.close()
         for home in self._homes[self._launched :]:

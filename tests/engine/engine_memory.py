@@ -33,7 +33,7 @@ class Border(TorchDispatchMode):
         super().__init__()
         self.host = host
         self.crossings = 0  # copies from one to the other
-        self._there = weakref.WeakSet()
+        self.there = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         tensors = [one for one in leaves((args, kwargs)) if one.dim() and one.dtype != torch.float64]
@@ -44,11 +44,11 @@ class Border(TorchDispatchMode):
             self.crossings += 1
         result = function(*args, **(kwargs or {}))
         if sides == {True} and name not in FRESH:
-            self._there.update(one.untyped_storage() for one in leaves(result))
+            self.there.update(one.untyped_storage() for one in leaves(result))
         return result
 
     def on_host(self, tensor):
-        return self.host.holds(tensor) or tensor.untyped_storage() in self._there
+        return self.host.holds(tensor) or tensor.untyped_storage() in self.there
 
 
 def leaves(tree):

@@ -85,12 +85,11 @@ class Slot:
     gradient: torch.Tensor
     replicas: int  # ranks of the world that hold the same elements
     kept: Kept | None = None  # None: everything
-    host: HostMemory | None = None  # where the gradient lies; None: on the device
+    on_host: bool = False  # where the gradient lies
 
     def trained(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Of a gradient of the whole parameter on the device, what is trained, where it is to lie."""
-        there = gradient if self.host is None else self.host.copy(gradient)
-        return there if self.kept is None else self.kept.compress(there)
+        """Of a gradient of the whole parameter, what is trained."""
+        return gradient if self.kept is None else self.kept.compress(gradient)
 
     @property
     def name(self) -> str:
@@ -232,8 +231,7 @@ class Flat:
     def _slot(self, held: Held, gradient: torch.Tensor, ends: Peers) -> Slot:
         copies = ends.size if held.shared else 1
         replicas = held.sharding.replicas(self._topology) * copies
-        host = self.thrift.host if self._kind(held).on_host else None
-        return Slot(held, gradient, replicas, self.thrift.kept.get(held.name), host)
+        return Slot(held, gradient, replicas, self.thrift.kept.get(held.name), self._kind(held).on_host)
 
     def _moved(self, line: Line, members: Sequence[Held]) -> torch.Tensor:
         """The buffer that the parameters of a line lie in from now on, or have what is kept of them in."""
