@@ -88,6 +88,10 @@ def named(learner):
     groups = {
         "weights": [one.parameter for one in learner.stage.held],
         "gradients": [slot.gradient for slot in flat.slots],
-        "state": [tensor for bucket in flat.buckets for tensor in bucket.state],
+        "state": [
+            tensor
+            for one in flat.buckets
+            for tensor in (one.master, one.exp_avg, one.exp_avg_sq, one.updates)
+        ],
     }
     return {tensor.untyped_storage()._cdata: name for name, tensors in groups.items() for tensor in tensors}

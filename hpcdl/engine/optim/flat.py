@@ -119,11 +119,6 @@ class Bucket:
     decay: bool
     runs: tuple[Run, ...]
 
-    @property
-    def state(self) -> tuple[torch.Tensor, ...]:
-        """What the update keeps for the next."""
-        return self.master, self.exp_avg, self.exp_avg_sq, self.updates
-
     def round(self) -> None:
         """Bring the master into the parameter."""
         if self.parameter is not self.master:
@@ -197,6 +192,12 @@ class Flat:
         pieces = [Piece(one.name, self.thrift.elements(one), self._kind(one)) for one in held]
         made = lines(pieces, {name: peers.size for name, peers in self._peers.items()})
         by_name = {one.name: one for one in held}
+        # Each where its parameter lies, which is where gradients are compressed.
+        self._kept = {
+            name: Kept(kept.index.to(by_name[name].parameter.device), kept.elements)
+            for name, kept in self.thrift.kept.items()
+            if name in by_name
+        }
         slots: dict[str, Slot] = {}
         buffers: dict[Kind, tuple[torch.Tensor, torch.Tensor]] = {}
         for line in made:
@@ -231,13 +232,13 @@ class Flat:
     def _slot(self, held: Held, gradient: torch.Tensor, ends: Peers) -> Slot:
         copies = ends.size if held.shared else 1
         replicas = held.sharding.replicas(self._topology) * copies
-        return Slot(held, gradient, replicas, self.thrift.kept.get(held.name), self._kind(held).on_host)
+        return Slot(held, gradient, replicas, self._kept.get(held.name), self._kind(held).on_host)
 
     def _moved(self, line: Line, members: Sequence[Held]) -> torch.Tensor:
         """The buffer that the parameters of a line lie in from now on, or have what is kept of them in."""
         buffer = self._zeros(line.kind, line.elements, members[0].parameter.dtype)
         for one in members:
-            view, kept = self._view(line, buffer, one), self.thrift.kept.get(one.name)
+            view, kept = self._view(line, buffer, one), self._kept.get(one.name)
             values = one.parameter.detach()
             view.copy_(values if kept is None else kept.compress(values))
             one.parameter.data = view
@@ -298,7 +299,7 @@ class Flat:
 
     def _pruned(self, runs: Iterable[Run]) -> Iterator[_Pruned]:
         for run in runs:
-            if (kept := self.thrift.kept.get(run.name)) is not None:
+            if (kept := self._kept.get(run.name)) is not None:
                 yield _Pruned(self._slots[run.name].parameter.data, kept, run)
 
     def _weighed(self, gradient: torch.Tensor, runs: Sequence[Run], shares: int) -> Weighed:

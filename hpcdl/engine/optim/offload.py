@@ -46,6 +46,11 @@ class Room:
         return cls(width, min(SLOTS, len(buckets)), buckets[0].parameter.dtype)
 
 
+def _state(bucket: Bucket) -> tuple[torch.Tensor, ...]:
+    """What an update keeps for the next."""
+    return bucket.master, bucket.exp_avg, bucket.exp_avg_sq, bucket.updates
+
+
 class _Staging:
     """One slot on the device: 16 bytes an element."""
 
@@ -66,13 +71,13 @@ class _Staging:
             updates=self._updates,
         )
         with self.lane.running():
-            for here, there in zip(staged.state, bucket.state, strict=True):
+            for here, there in zip(_state(staged), _state(bucket), strict=True):
                 here.copy_(there, non_blocking=True)
         self.lane.follow()
         with self.lane.running():
             staged.gradient.copy_(bucket.gradient)
             adamw.update(staged, learning_rate, divisor)
-            for here, there in zip(staged.state, bucket.state, strict=True):
+            for here, there in zip(_state(staged), _state(bucket), strict=True):
                 there.copy_(here, non_blocking=True)
 
 
