@@ -25,6 +25,7 @@ class Kind:
     group: str  # the ranks that their gradients are summed over
     decay: bool  # whether weight decay applies
     shared: bool  # whether the other end of the pipeline holds them too
+    on_host: bool = False  # whether parameters and gradients lie in the memory of the host
 
 
 @dataclass(frozen=True)

@@ -8,34 +8,77 @@ whole batch, so a sum is the mean.
 A weight that is cut over z arrives here reduced over z (Algorithm 1) and is summed over data; what every z
 rank holds whole is summed over data × z. A tied embedding that two stages hold is then summed over the two.
 With ZeRO-1 the sum is scattered: a rank gets the share that it updates, and what it made of it is gathered.
+
+Transports reach the memory of the device. What lies on the host goes through room for a chunk there, and few
+chunks are under way at once.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
-from hpcdl.engine.groups import Peers
+from hpcdl.engine.groups import Coming, Peers
 from hpcdl.engine.optim.flat import Chunk, Flat, Slot
-from hpcdl.engine.transport.base import Handle
+from hpcdl.engine.tensor.deliver import Delivery
+
+_AWAY = 2
+"""Chunks that lie on the host and are reduced at once."""
+
+
+class _Reach:
+    """Where ``peers`` reach the tensors of a chunk: there, or what lies on the host in room on the device."""
+
+    def __init__(self, chunk: Chunk, peers: Peers, device: torch.device) -> None:
+        self._device = device if chunk.kind.on_host and peers.size > 1 else None
+
+    def room(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``tensor``, or room for it on the device."""
+        return tensor if self._device is None else torch.empty_like(tensor, device=self._device)
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``tensor``, or a copy of it on the device."""
+        return tensor if self._device is None else self.room(tensor).copy_(tensor)
+
+
+def _bring(coming: Coming, tensor: torch.Tensor) -> None:
+    """Bring what was made in ``tensor``, or in room for it, to ``tensor``."""
+    made = coming.wait()
+    if made is not tensor:
+        tensor.copy_(made)
 
 
 class _Home:
     """One chunk, and how many gradients it still waits for."""
 
-    def __init__(self, chunk: Chunk) -> None:
+    def __init__(self, chunk: Chunk, device: torch.device) -> None:
         self.chunk = chunk
         self.missing = 0
-        self.handle: Handle | None = None
+        self._device = device
+        self._coming: Coming | None = None
 
     def reduce(self) -> None:
         chunk = self.chunk
-        self.handle = (
-            chunk.peers.reduce_scatter(chunk.own_gradient, chunk.gradient)
-            if chunk.sharded
-            else chunk.peers.all_reduce(chunk.gradient)
-        )
+        reach = _Reach(chunk, chunk.peers, self._device)
+        whole = reach.copy(chunk.gradient)
+        own = reach.room(chunk.own_gradient) if chunk.sharded else whole
+        handle = chunk.peers.reduce_scatter(own, whole) if chunk.sharded else chunk.peers.all_reduce(whole)
+        self._coming = Coming(own, handle)
+
+    def finish(self) -> None:
+        """Return when the sum is there."""
+        if self._coming is not None:
+            _bring(self._coming, self.chunk.own_gradient)
+            self._coming = None
+
+    def meet(self, ends: Peers) -> None:
+        """Add what the other end of the pipeline has."""
+        own = self.chunk.own_gradient
+        reached = _Reach(self.chunk, ends, self._device).copy(own)
+        _bring(Coming(reached, ends.all_reduce(reached)), own)
 
 
 class _Arrivals:
@@ -79,13 +122,16 @@ class Gradients:
     def __init__(self, flat: Flat, ends: Peers, *, early: bool) -> None:
         self._ends = ends
         self._early = early
-        self._homes = [_Home(chunk) for chunk in flat.chunks]
+        self._device = flat.device
+        self._homes = [_Home(chunk, flat.device) for chunk in flat.chunks]
+        self._away: deque[_Home] = deque()
+        self._delivery = Delivery(flat.thrift.host) if flat.thrift.host is not None else None
         self._arrivals = [
             _Arrivals(slot, [home for home in self._homes if slot.name in home.chunk.names])
             for slot in flat.slots
         ]
         self._launched = 0
-        self._gathers: list[tuple[Handle, Chunk]] = []
+        self._gathers: list[tuple[Coming, Chunk]] = []
         self.slots = flat.slots
         for arrivals in self._arrivals:
             self._attach(arrivals)
@@ -105,6 +151,8 @@ class Gradients:
             computed.grad = None
 
         deposit.add = arrived
+        if arrivals.slot.on_host and self._delivery is not None:
+            deposit.add = partial(self._delivery.bring, add=arrived)
         if deposit.by_autograd:
             arrivals.slot.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
 
@@ -118,8 +166,15 @@ class Gradients:
 
     def _launch(self) -> None:
         while self._launched < len(self._homes) and not self._homes[self._launched].missing:
-            self._homes[self._launched].reduce()
+            self._reduce(self._homes[self._launched])
             self._launched += 1
+
+    def _reduce(self, home: _Home) -> None:
+        if home.chunk.kind.on_host:
+            if len(self._away) == _AWAY:
+                self._away.popleft().finish()
+            self._away.append(home)
+        home.reduce()
 
     def finished(self) -> Iterator[Chunk]:
         """Each chunk as soon as its own gradients are those of the whole batch.
@@ -127,29 +182,34 @@ class Gradients:
         What no gradient came for goes now, as zero, so that ranks never disagree about what is reduced.
         Chunks that the two ends of the pipeline share come last, as one end has the gradients earlier.
         """
+        if self._delivery is not None:
+            self._delivery.settle()
         for arrivals in self._arrivals:
             arrivals.close()
         for home in self._homes[self._launched :]:
-            home.reduce()
+            self._reduce(home)
         self._launched = len(self._homes)
+        self._away.clear()
         for home in sorted(self._homes, key=lambda home: home.chunk.kind.shared):
-            assert home.handle is not None  # noqa: S101 - for mypy
-            home.handle.wait()
+            home.finish()
             if home.chunk.kind.shared:
-                self._ends.all_reduce(home.chunk.own_gradient).wait()
+                home.meet(self._ends)
             yield home.chunk
 
     def publish(self, chunk: Chunk) -> None:
         """Begin to bring what this rank made of its share to the ranks it shares the chunk with."""
-        if chunk.sharded:
-            handle = chunk.peers.all_gather(chunk.parameter, chunk.own_parameter.clone())
-            self._gathers.append((handle, chunk))
-        else:
+        if not chunk.sharded:
             chunk.expand()
+            return
+        if chunk.kind.on_host:
+            self.settle()
+        whole = _Reach(chunk, chunk.peers, self._device).room(chunk.parameter)
+        own = torch.empty_like(chunk.own_parameter, device=self._device).copy_(chunk.own_parameter)
+        self._gathers.append((Coming(whole, chunk.peers.all_gather(whole, own)), chunk))
 
     def settle(self) -> None:
         """Return when all that was published has come."""
-        for handle, chunk in self._gathers:
-            handle.wait()
+        for coming, chunk in self._gathers:
+            _bring(coming, chunk.parameter)
             chunk.expand()
         self._gathers.clear()

@@ -21,6 +21,7 @@ class HostMemory:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._page_locked = device.type == "cuda"
         self._storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
@@ -49,9 +50,14 @@ class HostMemory:
         """The values of ``tensor``, here."""
         return self.empty(tuple(tensor.shape), dtype or tensor.dtype).copy_(tensor)
 
-    def zeros(self, elements: int) -> torch.Tensor:
-        """So many fp32 zeros."""
-        return self.empty((elements,), torch.float32).zero_()
+    def zeros(self, *shape: int) -> torch.Tensor:
+        """Zeros in fp32."""
+        return self.empty(shape, torch.float32).zero_()
+
+    def settle(self) -> None:
+        """Return when all copies are done that the device's current stream was given or waits for."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
         try:

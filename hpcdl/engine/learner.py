@@ -8,7 +8,6 @@ import torch
 
 from hpcdl.engine.checkpoint.shapes import shapes
 from hpcdl.engine.groups import Groups, make_groups
-from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.models.own import OwnModel
 from hpcdl.engine.optim.flat import Cut, Flat, Thrift
@@ -51,7 +50,8 @@ class Learner:
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         cut = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
         self._timeline = timeline or Timeline()
-        thrift = Thrift(None if decomposition.offload == "none" else HostMemory(device))
+        offload = decomposition.offload
+        thrift = Thrift(None if offload == "none" else numerics.host, matrices=offload == "parameters")
         self._flat = Flat(self.stage.held, self.topology, self.groups, cut, thrift)
         self._update = Update(experiment, self._flat, self.topology, self.groups, self._timeline)
         self.gradients = self._update.gradients
@@ -65,6 +65,11 @@ class Learner:
     def parameters(self) -> int:
         """Of the whole model, a tied weight counted once."""
         return sum(map(prod, self.shapes.values()))
+
+    @property
+    def offload(self) -> dict[str, object]:
+        """Where weights are updated whose optimizer state lies on the host, and what was measured for it."""
+        return self._update.choice.told
 
     def step(
         self,

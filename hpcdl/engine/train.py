@@ -180,6 +180,8 @@ class Training:
             steps=self._settings.steps,
             groups=self._groups(),
         )
+        if self._learner.offload:
+            self._recorder.event("offload", **self._learner.offload)
 
     def _groups(self) -> dict[str, int]:
         """How many groups rank 0 made, and how many there are; every rank's are counted from its topology."""

@@ -14,7 +14,7 @@ import torch
 from hpcdl.engine.data_parallel import Gradients
 from hpcdl.engine.groups import Groups
 from hpcdl.engine.optim import clip
-from hpcdl.engine.optim.adamw import AdamW
+from hpcdl.engine.optim.choosing import choose
 from hpcdl.engine.optim.flat import Chunk, Flat
 from hpcdl.engine.optim.scaler import Scaler
 from hpcdl.engine.timeline import OPTIMIZER, Timeline
@@ -61,7 +61,8 @@ class Update:
         self._topology = topology
         self._world = groups.world
         self._timeline = timeline
-        self._adamw = AdamW(training.optimizer)
+        self.choice = choose(training, flat, groups.world)
+        self._stepping = self.choice.stepping
         self._clip = training.optimizer.clip
         self._scaler = Scaler(training.loss_scale) if training.precision == "fp16" else None
         self._overlap = overlap.optimizer
@@ -106,15 +107,15 @@ class Update:
         return squared
 
     def _change_all(self, step: Step, divisor: float) -> None:
-        divide = None if divisor == 1.0 else torch.tensor(divisor, device=self._flat.device)
         for chunk in self._flat.chunks:
-            self._change(chunk, step.learning_rate, divide)
+            self._change(chunk, step.learning_rate, None if divisor == 1.0 else divisor)
         self.gradients.settle()
 
-    def _change(self, chunk: Chunk, learning_rate: float, divisor: torch.Tensor | None) -> None:
+    def _change(self, chunk: Chunk, learning_rate: float, divisor: float | None) -> None:
         with self._timeline.span(OPTIMIZER, "optimizer"):
             for bucket in chunk.buckets:
-                self._adamw.update(bucket, learning_rate, divisor)
+                self._stepping.update(bucket, learning_rate, divisor)
+            self._stepping.join()
         self.gradients.publish(chunk)
 
     def _agree(self, step: int, loss: torch.Tensor, squared: torch.Tensor) -> Outcome:
@@ -144,6 +145,7 @@ class Update:
 
     def counters(self) -> dict[str, float]:
         """What must be kept beside the parts of the flat memory; the same on all ranks."""
+        self._flat.settle()
         updates = float(self._flat.chunks[0].buckets[0].updates.item())
         return {"updates": updates} | (self._scaler.counters() if self._scaler else {})
 

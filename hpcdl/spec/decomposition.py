@@ -235,18 +235,7 @@ RULES: tuple[Rule, ...] = (
 )
 """What every decomposition of a model must satisfy, whatever engine runs it."""
 
-ENGINE_RULES: tuple[Rule, ...] = (
-    Rule(
-        "engine: offload",
-        lambda d, model, batch: d.offload == "none",
-        "offload {d.offload}: the bundled engine does not keep optimizer state in CPU memory yet, only none",
-    ),
-    Rule(
-        "engine: offload_activations",
-        lambda d, model, batch: not d.offload_activations,
-        "offload_activations: the bundled engine does not do that yet",
-    ),
-)
+ENGINE_RULES: tuple[Rule, ...] = ()
 """What the bundled engine can run today; the planner proposes nothing else."""
 
 
@@ -267,7 +256,16 @@ ENTRY_RULES: tuple[Rule, ...] = (
         lambda d, model, batch: not d.defer_weights,
         "defer_weights: the backward of a model of your own is not split into two",
     ),
-    *ENGINE_RULES,
+    Rule(
+        "offload",
+        lambda d, model, batch: d.offload != "parameters",
+        "offload {d.offload}: nothing is known of when layers of your own use their weights; optimizer works",
+    ),
+    Rule(
+        "offload_activations",
+        lambda d, model, batch: not d.offload_activations,
+        "offload_activations: what a model of your own checkpoints is kept by its modules",
+    ),
 )
 """The same for a model of the user's own, whose shape is not known."""
 

@@ -214,7 +214,8 @@ def assert_alike(found, wanted, tolerance):
 SPREADS = [
     {"data": 2}, {"pipeline": 2}, {"pipeline": 3}, {"data": 2, "pipeline": 2}, {"microbatch": 3},
     {"pipeline": 2, "interleave": 2}, {"pipeline": 3, "interleave": 2, "microbatch": 3, "in_flight": 1},
-    {"data": 2, "zero": 1}, {"data": 2, "pipeline": 2, "zero": 1},
+    {"data": 2, "zero": 1}, {"data": 2, "pipeline": 2, "zero": 1}, {"data": 2, "offload": "optimizer"},
+    {"data": 2, "pipeline": 2, "zero": 1, "offload": "optimizer"},
 ]  # fmt: skip
 
 

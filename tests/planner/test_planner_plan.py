@@ -168,11 +168,6 @@ def test_an_explicit_decomposition_costs_what_the_search_says(perlmutter, experi
             "data 2 × pipeline 3 × x 1 × y 1 × z 1 = 6 ranks, but the job has 8 devices",
         ),
         (
-            {"x": 8, "data": 1, "z": 1, "offload": "optimizer"},
-            "engine: offload",
-            "offload optimizer: the bundled engine",
-        ),
-        (
             {"data": 8, "microbatch": 64},
             "microbatch",
             "microbatch 64 is more than a rank's share of global_batch 32",

@@ -77,11 +77,6 @@ def test_more_layers_recomputed_as_one_than_there_are_is_refused_by_name():
     assert broken == {"recompute_every": "recompute_every 7 is more than the model's 6 layers"}
 
 
-@pytest.mark.parametrize("change", [{"offload": "optimizer"}])
-def test_what_the_engine_does_not_run_is_refused(change):
-    assert any("bundled engine" in line for line in violations(Decomposition(**change), MODEL, 8).values())
-
-
 def test_a_decomposition_is_said_by_its_axes():
     assert str(Decomposition(data=2, pipeline=2)) == "data 2 × pipeline 2"
     assert str(Decomposition()) == "one rank"

@@ -9,7 +9,7 @@ from torch import nn
 
 from hpcdl.engine.groups import Groups
 from hpcdl.engine.models.own import OwnModel
-from hpcdl.engine.models.recompute import group_size, run_layers
+from hpcdl.engine.models.recompute import Runner
 from hpcdl.engine.models.transformer import Head, Layer
 from hpcdl.engine.program import load_program
 from hpcdl.engine.tensor.dropout import Rows
@@ -41,7 +41,7 @@ class Chunk(nn.Module):
             Layer(factory, index, model) for index in stage_layers(model, stages, stage)
         )
         self.head = Head(factory, model, self.embedding) if stage == stages - 1 else None
-        self._group = group_size(decomposition)
+        self._runner = Runner(decomposition, factory.numerics.host)
 
     def forward(
         self, incoming: torch.Tensor, targets_BL: torch.Tensor | None = None, rows: Rows | None = None
@@ -52,7 +52,7 @@ class Chunk(nn.Module):
         nothing is dropped, as in evaluation.
         """
         stream_BLH = incoming if self.embedding is None else self.embedding(incoming, rows)
-        stream_BLH = run_layers(list(self.layers), stream_BLH, rows, self._group)
+        stream_BLH = self._runner.run(list(self.layers), stream_BLH, rows)
         if self.head is None:
             return stream_BLH
         loss: torch.Tensor = self.head(stream_BLH, targets_BL)

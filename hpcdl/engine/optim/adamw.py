@@ -20,20 +20,24 @@ class AdamW:
         self._settings = settings
 
     @torch.no_grad()
-    def update(self, bucket: Bucket, learning_rate: float, divisor: torch.Tensor | None = None) -> None:
+    def update(self, bucket: Bucket, learning_rate: float, divisor: float | None = None) -> None:
         """Update the parameters of one bucket.
 
         Args:
             bucket: its gradient is that of the whole batch.
             learning_rate: of this step.
-            divisor: what gradients are divided by first (clipping, loss scale), a scalar; None: nothing.
+            divisor: what gradients are divided by first (clipping, loss scale); None: nothing.
         """
         beta1, beta2 = self._settings.betas
+        scale = None if divisor is None else torch.full((), divisor, device=bucket.master.device)
         adamw(
             [bucket.master], [bucket.gradient.float()], [bucket.exp_avg], [bucket.exp_avg_sq], [],
             [bucket.updates],
-            fused=True, grad_scale=divisor, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
+            fused=True, grad_scale=scale, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
             lr=learning_rate, eps=self._settings.eps,
             weight_decay=self._settings.weight_decay if bucket.decay else 0.0,
         )  # fmt: skip
         bucket.round()
+
+    def join(self) -> None:
+        """All is done where it was asked for."""

@@ -6,8 +6,9 @@ the fp32 master and Adam's moments. With ZeRO-1 (Rajbhandari et al., SC 2020) a 
 equal share of every bucket.
 
 Where memory is to be saved (``Thrift``), gradients have the type the model computes in, masters and moments
-lie in the memory of the host, and a parameter that is pruned has its kept elements only in the buffers: those
-of its line are then a copy, which ``Chunk.expand`` brings home to the parameter.
+lie in the memory of the host, and matrices with their gradients may do so too; a parameter that is pruned has
+its kept elements only in the buffers: those of its line are then a copy, which ``Chunk.expand`` brings home
+to the parameter.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.sparse.kept import Kept
 from hpcdl.engine.tensor.parameters import Held, Part
 from hpcdl.engine.topology import Topology
+
+SLOTS = 2
+"""Buckets that are under way at once where state lies on the host: each is half of what is asked for."""
 
 _BYTES = 4  # of an fp32 gradient
 _AXES = {"data": ("data",), "batch": ("data", "z")}
@@ -51,15 +55,21 @@ class Thrift:
     Attributes:
         host: where masters and moments lie; None: where the parameters do.
         kept: of the parameters that are pruned, by name, what is left.
+        matrices: whether matrices and their gradients lie on the host too.
     """
 
     host: HostMemory | None = None
     kept: Mapping[str, Kept] = field(default_factory=dict)
+    matrices: bool = False
 
     @property
     def lean(self) -> bool:
         """Whether gradients have the type that the model computes in, instead of fp32."""
         return self.host is not None or bool(self.kept)
+
+    def bucket(self, limit: int) -> int:
+        """Elements that are updated at once, where a bucket is to have ``limit``."""
+        return limit if self.host is None else limit // SLOTS
 
     def elements(self, held: Held) -> int:
         """Of a parameter, those that are trained."""
@@ -75,6 +85,7 @@ class Slot:
     gradient: torch.Tensor
     replicas: int  # ranks of the world that hold the same elements
     kept: Kept | None = None  # None: everything
+    on_host: bool = False  # where the gradient lies
 
     def trained(self, gradient: torch.Tensor) -> torch.Tensor:
         """Of a gradient of the whole parameter, what is trained."""
@@ -96,7 +107,7 @@ class Bucket:
     """What is updated at once, and all that the update reads, writes and keeps; flat, of one length.
 
     Master and moments are fp32, and the gradient is unless memory is saved. A parameter that is fp32 is its
-    own master, unless that lies on the host.
+    own master, unless the one lies on the host and the other does not.
     """
 
     parameter: torch.Tensor
@@ -172,20 +183,28 @@ class Flat:
     def __init__(
         self, held: Sequence[Held], topology: Topology, groups: Groups, cut: Cut, thrift: Thrift | None = None
     ) -> None:
-        self.device = held[0].parameter.device
         self.thrift = thrift or Thrift()
+        host = self.thrift.host
+        self.device = held[0].parameter.device if host is None else host.device
         self._topology = topology
         self._cut = cut
         self._peers: dict[str, Peers] = {"data": groups.data, "batch": groups.batch}
-        pieces = [Piece(one.name, self.thrift.elements(one), _kind(one, topology)) for one in held]
+        pieces = [Piece(one.name, self.thrift.elements(one), self._kind(one)) for one in held]
         made = lines(pieces, {name: peers.size for name, peers in self._peers.items()})
         by_name = {one.name: one for one in held}
+        # Each where its parameter lies, which is where gradients are compressed.
+        self._kept = {
+            name: Kept(kept.index.to(by_name[name].parameter.device), kept.elements)
+            for name, kept in self.thrift.kept.items()
+            if name in by_name
+        }
         slots: dict[str, Slot] = {}
         buffers: dict[Kind, tuple[torch.Tensor, torch.Tensor]] = {}
         for line in made:
             members = [by_name[piece.name] for piece in line.pieces]
             parameters = self._moved(line, members)
-            gradients = torch.zeros_like(parameters, dtype=None if self.thrift.lean else torch.float32)
+            dtype = parameters.dtype if self.thrift.lean else torch.float32
+            gradients = self._zeros(line.kind, line.elements, dtype)
             buffers[line.kind] = parameters, gradients
             slots |= {
                 one.name: self._slot(one, self._view(line, gradients, one), groups.ends) for one in members
@@ -197,21 +216,36 @@ class Flat:
             for layout in chunks(made, pieces, cut.elements, cut.buckets_per_chunk)
         ]
 
+    def _kind(self, held: Held) -> Kind:
+        # Where nothing is cut over z the two groups are the same ranks, and fewer lines are fewer reductions.
+        over_data = held.sharding.flat or self._topology.degree("z") == 1
+        on_host = self.thrift.matrices and held.sharding.flat
+        return Kind("data" if over_data else "batch", held.decay, held.shared, on_host)
+
+    def _zeros(self, kind: Kind, elements: int, dtype: torch.dtype) -> torch.Tensor:
+        """Room for parameters or gradients of one kind."""
+        if kind.on_host:
+            assert self.thrift.host is not None  # noqa: S101 - for mypy
+            return self.thrift.host.empty((elements,), dtype).zero_()
+        return torch.zeros(elements, dtype=dtype, device=self.device)
+
     def _slot(self, held: Held, gradient: torch.Tensor, ends: Peers) -> Slot:
         copies = ends.size if held.shared else 1
         replicas = held.sharding.replicas(self._topology) * copies
-        return Slot(held, gradient, replicas, self.thrift.kept.get(held.name))
+        return Slot(held, gradient, replicas, self._kept.get(held.name), self._kind(held).on_host)
 
     def _moved(self, line: Line, members: Sequence[Held]) -> torch.Tensor:
         """The buffer that the parameters of a line lie in from now on, or have what is kept of them in."""
-        buffer = members[0].parameter.detach().new_zeros(line.elements)
+        buffer = self._zeros(line.kind, line.elements, members[0].parameter.dtype)
         for one in members:
-            view, kept = self._view(line, buffer, one), self.thrift.kept.get(one.name)
+            view, kept = self._view(line, buffer, one), self._kept.get(one.name)
             values = one.parameter.detach()
             view.copy_(values if kept is None else kept.compress(values))
-            one.parameter.data = view if kept is None else torch.zeros_like(values)
+            one.parameter.data = view
             if kept is not None:
-                kept.expand(one.parameter.data, view, 0)
+                whole = self._zeros(line.kind, values.numel(), values.dtype)
+                kept.expand(whole, view, 0)
+                one.parameter.data = whole.view(values.shape)
         return buffer
 
     def _view(self, line: Line, buffer: torch.Tensor, held: Held) -> torch.Tensor:
@@ -224,7 +258,8 @@ class Flat:
         sharded = self._cut.sharded and peers.size > 1
         own = layout.share(peers.index, peers.size) if sharded else layout.span
         gradient = gradients[layout.span]
-        own_gradient = gradient.new_zeros(own.stop - own.start) if sharded else gradient
+        own_gradient = self._zeros(line.kind, _length(own), gradient.dtype) if sharded else gradient
+        limit = self.thrift.bucket(self._cut.elements)
         return Chunk(
             kind=line.kind,
             peers=peers,
@@ -239,31 +274,32 @@ class Flat:
                 self._bucket(
                     line, span, parameters[span], own_gradient[span.start - own.start :][: _length(span)]
                 )
-                for span in spans(own, line.bucket(self._cut.elements) // (peers.size if sharded else 1))
+                for span in spans(own, line.bucket(limit) // (peers.size if sharded else 1))
             ),
             pruned=tuple(self._pruned(line.runs(layout.span))),
         )
 
     def _bucket(self, line: Line, span: slice, parameter: torch.Tensor, gradient: torch.Tensor) -> Bucket:
         host = self.thrift.host
-        if host is not None:
-            master = host.copy(parameter, torch.float32)
+        at_home = host is None or line.kind.on_host
+        if at_home and parameter.dtype == torch.float32:
+            master = parameter
         else:
-            master = parameter if parameter.dtype == torch.float32 else parameter.float()
+            master = parameter.float() if host is None else host.copy(parameter, torch.float32)
         return Bucket(
             parameter=parameter,
             gradient=gradient,
             master=master,
             exp_avg=torch.zeros_like(master) if host is None else host.zeros(len(master)),
             exp_avg_sq=torch.zeros_like(master) if host is None else host.zeros(len(master)),
-            updates=torch.zeros((), device=parameter.device),
+            updates=master.new_zeros(()) if host is None else host.zeros(),
             decay=line.kind.decay,
             runs=tuple(line.runs(span)),
         )
 
     def _pruned(self, runs: Iterable[Run]) -> Iterator[_Pruned]:
         for run in runs:
-            if (kept := self.thrift.kept.get(run.name)) is not None:
+            if (kept := self._kept.get(run.name)) is not None:
                 yield _Pruned(self._slots[run.name].parameter.data, kept, run)
 
     def _weighed(self, gradient: torch.Tensor, runs: Sequence[Run], shares: int) -> Weighed:
@@ -273,8 +309,19 @@ class Flat:
             torch.tensor(weights, dtype=torch.float64, device=gradient.device),
         )
 
+    @property
+    def buckets(self) -> list[Bucket]:
+        """All that this rank updates, in that order."""
+        return [bucket for chunk in self.chunks for bucket in chunk.buckets]
+
+    def settle(self) -> None:
+        """Return when what the last update wrote can be read."""
+        if self.thrift.host is not None:
+            self.thrift.host.settle()
+
     def parts(self) -> Iterator[Part]:
         """What must be kept of the elements this rank updates."""
+        self.settle()
         for chunk in self.chunks:
             spread = _AXES[chunk.kind.group] if chunk.sharded else ()
             for bucket in chunk.buckets:
@@ -296,12 +343,6 @@ class Flat:
             first and (self._topology.is_first or not held.shared),
             None if kept is None else kept.index[run.begin : stop] - span.start,
         )
-
-
-def _kind(held: Held, topology: Topology) -> Kind:
-    # Where nothing is cut over z the two groups are the same ranks, and fewer lines are fewer reductions.
-    over_data = held.sharding.flat or topology.degree("z") == 1
-    return Kind("data" if over_data else "batch", held.decay, held.shared)
 
 
 def _length(span: slice) -> int:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Hashable
 import torch
 
 from hpcdl.engine.groups import Coming, Groups
-from hpcdl.engine.tensor.prefetch import Prefetch
+from hpcdl.engine.tensor.fetch import Fetch
+from hpcdl.engine.tensor.prefetch import Prefetch, Source
 from hpcdl.spec.job import Overlap
 
 Work = Callable[[], None]
@@ -32,14 +33,17 @@ class Later:
     Args:
         groups: weights are gathered over ``weights``, gradients scattered over ``z``.
         overlap: which communication runs beside computation.
+        fetch: brings weights that lie on the host; None if they lie on the device.
     """
 
-    def __init__(self, groups: Groups, overlap: Overlap) -> None:
+    def __init__(self, groups: Groups, overlap: Overlap, fetch: Fetch | None = None) -> None:
         self.deferring = False
         self.overlap = overlap
         self._groups = groups
         cut = groups.z.size > 1
-        self._prefetch = Prefetch(groups.weights) if cut and overlap.weight_gather else None
+        self._source: Source = fetch or groups.weights
+        ahead = overlap.weight_gather and (cut or fetch is not None)
+        self._prefetch = Prefetch(self._source) if ahead else None
         self._pending = _SCATTERS if cut and overlap.weight_scatter else 0
         self._left: list[Work] = []
         self._scatters: deque[tuple[Coming, Deliver]] = deque()
@@ -50,10 +54,10 @@ class Later:
             self._prefetch.begin(key)
 
     def gathered(self, shard: torch.Tensor) -> torch.Tensor:
-        """The whole block, flat, of a weight that z cuts; alone on z, the shard itself."""
+        """The whole block, flat, of a weight that z cuts; alone on z, the shard or a copy of it."""
         if self._prefetch is not None:
             return self._prefetch.take(shard)
-        return self._groups.weights.gather(shard).wait()
+        return self._source.gather(shard).wait()
 
     def scatter(self, gradient: torch.Tensor, deliver: Deliver) -> None:
         """Sum a flat block of gradient over z and ``deliver`` this rank's shard, in the order of calls."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from hpcdl.engine.groups import Groups
+from hpcdl.engine.host_memory import HostMemory
+from hpcdl.engine.tensor.fetch import Fetch
 from hpcdl.engine.tensor.initial import normal_shard
 from hpcdl.engine.tensor.later import Later
 from hpcdl.engine.tensor.sharding import Sharding
@@ -77,6 +80,11 @@ class Numerics:
     seed: int
     overlap: Overlap = field(default_factory=Overlap)
 
+    @cached_property
+    def host(self) -> HostMemory:
+        """What the rank keeps in the memory of its host."""
+        return HostMemory(self.device)
+
 
 class Factory:
     """Makes parameters for one rank; ``held`` lists them in the order they were asked for.
@@ -88,7 +96,9 @@ class Factory:
         self.topology = topology
         self.groups = groups
         self.numerics = numerics
-        self.later = Later(groups, numerics.overlap)
+        self._on_host = topology.decomposition.offload == "parameters"  # matrices are, between their uses
+        fetch = Fetch(groups.weights, numerics.device) if self._on_host else None
+        self.later = Later(groups, numerics.overlap, fetch)
         self.held: list[Held] = []
 
     def matrix(
@@ -121,7 +131,8 @@ class Factory:
     def _hold(
         self, name: str, values: torch.Tensor, sharding: Sharding, *, shared: bool = False
     ) -> nn.Parameter:
-        parameter = nn.Parameter(values.to(self.numerics.device, self.numerics.dtype))
+        place = torch.device("cpu") if self._on_host and sharding.flat else self.numerics.device
+        parameter = nn.Parameter(values.to(place, self.numerics.dtype))
         deposit = Deposit(parameter, by_autograd=not sharding.flat)
         self.held.append(Held(name, parameter, deposit, sharding, shared))
         return parameter

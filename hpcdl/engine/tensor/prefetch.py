@@ -8,20 +8,28 @@ follows from that order alone, never from the clock, so the ranks always start t
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Protocol
 
 import torch
 
-from hpcdl.engine.groups import Coming, Peers
+from hpcdl.engine.groups import Coming
+
+
+class Source(Protocol):
+    """Where weights come from."""
+
+    def gather(self, shard: torch.Tensor) -> Coming:
+        """All flat shards of the weight of which this rank holds ``shard``, one after the other."""
 
 
 class Prefetch:
-    """The weights of one stage, each gathered over ``peers`` one use ahead.
+    """The weights of one stage, each gathered from ``source`` one use ahead.
 
     Nothing stays gathered from one pass to the next, so no weight is older than the last update.
     """
 
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self._orders: dict[Hashable, list[torch.Tensor]] = {}
         self._key: Hashable = None
         self._expected: list[torch.Tensor] = []
@@ -43,7 +51,7 @@ class Prefetch:
 
     def take(self, shard: torch.Tensor) -> torch.Tensor:
         """The whole block, flat, of the weight of which this rank holds ``shard``."""
-        coming = self._claimed(shard) or self._peers.gather(shard)
+        coming = self._claimed(shard) or self._source.gather(shard)
         if self._key is not None:
             self._used.append(shard)
             self._look_ahead(shard)
@@ -61,7 +69,7 @@ class Prefetch:
         count = len(self._used)
         if count < len(self._expected) and self._expected[count - 1] is shard:
             following = self._expected[count]
-            self._ahead = following, self._peers.gather(following)
+            self._ahead = following, self._source.gather(following)
 
     def _drop(self) -> None:
         if self._ahead is not None:
