@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from hpcdl.engine.groups import Peers
 from hpcdl.engine.optim.flat import Chunk, Flat, Slot
@@ -87,6 +88,7 @@ class Gradients:
         self._launched = 0
         self._gathers: list[tuple[Handle, Chunk]] = []
         self.slots = flat.slots
+        self._hooks: list[RemovableHandle] = []
         for arrivals in self._arrivals:
             self._attach(arrivals)
 
@@ -106,7 +108,13 @@ class Gradients:
 
         deposit.add = arrived
         if deposit.by_autograd:
-            arrivals.slot.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
+            hook = arrivals.slot.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
+
+    def release(self) -> None:
+        """Take no more gradients: others do from now on."""
+        for hook in self._hooks:
+            hook.remove()
 
     def begin(self, microbatches: int) -> None:
         """Begin a batch of so many microbatches."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
 
 from hpcdl.engine.checkpoint.shapes import shapes
+from hpcdl.engine.data_parallel import Gradients
 from hpcdl.engine.groups import Groups, make_groups
 from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.models.own import OwnModel
+from hpcdl.engine.optim.carry import carry, whole
 from hpcdl.engine.optim.flat import Cut, Flat, Thrift
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
+from hpcdl.engine.sparse.kept import Kept
 from hpcdl.engine.tensor.parameters import Numerics, Part
 from hpcdl.engine.timeline import PHASE, Timeline
 from hpcdl.engine.topology import Topology
@@ -51,15 +55,23 @@ class Learner:
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         cut = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
         self._timeline = timeline or Timeline()
+        self._experiment = experiment
         thrift = Thrift(None if decomposition.offload == "none" else HostMemory(device))
         self._flat = Flat(self.stage.held, self.topology, self.groups, cut, thrift)
-        self._update = Update(experiment, self._flat, self.topology, self.groups, self._timeline)
-        self.gradients = self._update.gradients
+        self._update = self._updating()
         self._seat = Seat(transport, self.topology, self.groups.team, self._timeline)
         self._dtype = numerics.dtype
         self.device = device
         own = self.stage.shapes if isinstance(self.stage, OwnModel) else None
         self.shapes = shapes(experiment.shape) if own is None else own
+
+    def _updating(self) -> Update:
+        return Update(self._experiment, self._flat, self.topology, self.groups, self._timeline)
+
+    @property
+    def gradients(self) -> Gradients:
+        """Those of the batch that is being trained on."""
+        return self._update.gradients
 
     @property
     def parameters(self) -> int:
@@ -125,6 +137,30 @@ class Learner:
     def parts(self) -> list[Part]:
         """What must be kept of the elements this rank updates, as live tensors."""
         return list(self._flat.parts())
+
+    @property
+    def kept(self) -> Mapping[str, Kept]:
+        """Of the parameters that are pruned here, what is left."""
+        return self._flat.thrift.kept
+
+    def master(self, name: str) -> torch.Tensor:
+        """What is kept of a parameter's fp32 weights, flat; those who share it ask together."""
+        return whole(self._flat, name, "master")
+
+    def prune(self, kept: Mapping[str, Kept]) -> None:
+        """From now on train no more than ``kept`` of the parameters named there; all ranks together.
+
+        While it lasts, the state before and after are both in memory.
+
+        Args:
+            kept: of this rank's parameters, no element that is pruned already.
+        """
+        old, counters = self._flat, self.counters()
+        self.gradients.release()
+        self._flat = old.thinner({**self.kept, **kept})
+        carry(old, self._flat)
+        self._update = self._updating()
+        self.restored(counters)
 
     def counters(self) -> dict[str, float]:
         """What else must be kept; the same on all ranks."""

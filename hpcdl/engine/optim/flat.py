@@ -13,7 +13,7 @@ of its line are then a copy, which ``Chunk.expand`` brings home to the parameter
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -26,6 +26,7 @@ from hpcdl.engine.tensor.parameters import Held, Part
 from hpcdl.engine.topology import Topology
 
 _BYTES = 4  # of an fp32 gradient
+KINDS = ("master", "exp_avg", "exp_avg_sq")  # what must be kept of every element
 _AXES = {"data": ("data",), "batch": ("data", "z")}
 """Along which axes the ranks of a group of gradients lie."""
 
@@ -113,10 +114,14 @@ class Bucket:
         if self.parameter is not self.master:
             self.parameter.copy_(self.master)
 
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """What must be kept, by kind."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
     def kept(self, run: Run) -> dict[str, torch.Tensor]:
         """What must be kept of a run, as live views."""
-        tensors = {"master": self.master, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-        return {name: tensor[run.at] for name, tensor in tensors.items()}
+        return {kind: tensor[run.at] for kind, tensor in self.state.items()}
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,7 @@ class Flat:
         self.device = held[0].parameter.device
         self.thrift = thrift or Thrift()
         self._topology = topology
+        self._groups = groups
         self._cut = cut
         self._peers: dict[str, Peers] = {"data": groups.data, "batch": groups.batch}
         pieces = [Piece(one.name, self.thrift.elements(one), _kind(one, topology)) for one in held]
@@ -196,6 +202,15 @@ class Flat:
             self._chunk(layout, *buffers[layout.line.kind])
             for layout in chunks(made, pieces, cut.elements, cut.buckets_per_chunk)
         ]
+        self._places: dict[str, list[tuple[Bucket, Run]]] = {}
+        for bucket in (bucket for chunk in self.chunks for bucket in chunk.buckets):
+            for run in bucket.runs:
+                self._places.setdefault(run.name, []).append((bucket, run))
+
+    def thinner(self, kept: Mapping[str, Kept]) -> Flat:
+        """The memory of the same parameters where less is trained; it takes the parameters over."""
+        thrift = replace(self.thrift, kept=kept)
+        return Flat([slot.held for slot in self.slots], self._topology, self._groups, self._cut, thrift)
 
     def _slot(self, held: Held, gradient: torch.Tensor, ends: Peers) -> Slot:
         copies = ends.size if held.shared else 1
@@ -273,27 +288,42 @@ class Flat:
             torch.tensor(weights, dtype=torch.float64, device=gradient.device),
         )
 
+    def places(self, name: str) -> Sequence[tuple[Bucket, Run]]:
+        """Where the elements of a parameter are that this rank updates."""
+        return self._places.get(name, ())
+
+    def elements(self, name: str) -> int:
+        """Of a parameter, those that are trained."""
+        return self.thrift.elements(self._slots[name].held)
+
+    def peers(self, name: str) -> Peers | None:
+        """Who shares the state of a parameter; None: this rank keeps all of what it holds."""
+        shared = (chunk for chunk in self.chunks if chunk.sharded and name in chunk.names)
+        return next((chunk.peers for chunk in shared), None)
+
     def parts(self) -> Iterator[Part]:
         """What must be kept of the elements this rank updates."""
         for chunk in self.chunks:
             spread = _AXES[chunk.kind.group] if chunk.sharded else ()
             for bucket in chunk.buckets:
                 for run in bucket.runs:
-                    yield self._part(bucket, run, spread)
+                    yield self._part(run, bucket.kept(run), spread)
+        for slot in self.slots:
+            if slot.kept is not None and not slot.kept.count:  # it lies in no bucket
+                nothing = {kind: slot.gradient.float() for kind in KINDS}
+                yield self._part(Run(slot.name, 0, slice(0, 0)), nothing, ())
 
-    def _part(self, bucket: Bucket, run: Run, spread: tuple[str, ...]) -> Part:
+    def _part(self, run: Run, tensors: dict[str, torch.Tensor], spread: tuple[str, ...]) -> Part:
         held, kept = self._slots[run.name].held, self.thrift.kept.get(run.name)
         stop = run.begin + _length(run.at)
         span = slice(run.begin, stop) if kept is None else kept.span(run.begin, stop)
         start = held.sharding.span(self._topology).start
-        copying = [axis for axis in held.sharding.copying if axis not in spread]
-        first = not any(self._topology.index(axis) for axis in copying)
         return Part(
             held.name,
             held.sharding,
             slice(start + span.start, start + span.stop),
-            bucket.kept(run),
-            first and (self._topology.is_first or not held.shared),
+            tensors,
+            held.is_first(self._topology, spread),
             None if kept is None else kept.index[run.begin : stop] - span.start,
         )
 
