@@ -52,7 +52,7 @@ class Trained:
         assert all(answer[0] == self.outcomes for answer in answers), "ranks disagree about a step"
         assert all(answer[1] == self.reports for answer in answers), "ranks disagree about a pruning"
         self.weights = whole(decomposition, [answer[2] for answer in answers])
-        self.masks = whole(decomposition, [answer[3] for answer in answers]) if answers[0][3] else {}
+        self.masks = whole(decomposition, [answer[3] for answer in answers])
 
     @staticmethod
     def work(transport, settings, decomposition, steps):

@@ -1,0 +1,71 @@
+"""What a pruned learner has in memory, counted over all live tensors at the peak of the update."""
+
+import gc
+
+import pytest
+import torch
+from engine_pruning import CPU
+from engine_worlds import GPT
+
+from hpcdl.engine.learner import Learner
+from hpcdl.engine.optim import adamw
+from hpcdl.engine.pruning import Pruner
+from hpcdl.engine.transport.memory import MemoryTransport, World
+from hpcdl.spec.data import Data
+from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.experiment import Experiment
+from hpcdl.spec.model import Model
+from hpcdl.spec.training import Pruning, Training
+
+LARGE = Model(**GPT.model_dump() | {"layers": 2, "hidden": 256, "heads": 4, "ffn": 1024, "vocab": 512})
+
+
+def storages():
+    """Bytes by storage of all tensors that live."""
+    found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    return {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
+
+
+class Peak:
+    """The most bytes of tensors that were not there before, at any update of a bucket."""
+
+    def __init__(self, monkeypatch):
+        gc.collect()
+        self.before, self.bytes, self.original = storages(), 0, adamw.adamw
+        monkeypatch.setattr(adamw, "adamw", self.update)
+
+    def update(self, *arguments, **named):
+        live = storages()
+        self.bytes = max(self.bytes, sum(live[place] for place in live.keys() - self.before.keys()))
+        return self.original(*arguments, **named)
+
+
+def peak(monkeypatch, sparsity, bucket_mib):
+    """Bytes at the peak, elements of matrices, elements of vectors."""
+    measured = Peak(monkeypatch)
+    pruning = Pruning(sparsity=sparsity, exclude=())
+    training = Training(precision="bf16", bucket_mib=bucket_mib, pruning=pruning, global_batch=2)
+    settings = Experiment(model=LARGE, data=Data(source="stdlib"), training=training)
+    learner = Learner(settings, Decomposition(), MemoryTransport(World(1), 0), CPU)
+    Pruner(pruning, learner, lambda *_, **__: None).begin(0)
+    tokens = torch.ones(2, LARGE.sequence + 1, dtype=torch.int64)
+    measured.bytes = 0
+    learner.step(1, tokens[:, :-1], tokens[:, 1:], 0.1)
+    matrices = sum(held.parameter.numel() for held in learner.stage.held if held.decay)
+    vectors = sum(held.parameter.numel() for held in learner.stage.held if not held.decay)
+    return measured.bytes, matrices, vectors
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9])
+def test_with_one_bucket_it_is_what_samo_says(monkeypatch, sparsity):
+    """24·(1 - p) + 2 bytes a parameter (Singh and Bhatele, IPDPS 2023, equation 4); of vectors 16."""
+    found, matrices, vectors = peak(monkeypatch, sparsity, bucket_mib=100.0)
+    expected = (24 * (1 - sparsity) + 2) * matrices + 16 * vectors
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9])
+def test_with_small_buckets_the_fp32_gradient_is_that_of_one(monkeypatch, sparsity):
+    found, matrices, vectors = peak(monkeypatch, sparsity, bucket_mib=0.0625)
+    expected = (20 * (1 - sparsity) + 2) * matrices + 16 * vectors + 0.0625 * 1024**2
+    assert found == pytest.approx(expected, rel=0.02)
