@@ -17,7 +17,7 @@ from hpcdl.engine.checkpoint.restoring import Target, fill, whole_of
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.sparse.kept import Kept
 from hpcdl.engine.sparse.masks import largest_of_each, prunable, refuse_width
-from hpcdl.engine.sparse.schedule import due, sparsity_after
+from hpcdl.engine.sparse.schedule import due, missed, sparsity_after
 from hpcdl.engine.sparse.threshold import Row, thresholds
 from hpcdl.engine.sparse.tickets import Tickets
 from hpcdl.engine.tensor.parameters import Held, Part
@@ -88,8 +88,7 @@ class Pruner:
 
     def begin(self, step: int) -> None:
         """Catch up where training begins after ``step``, which may be 0, the start."""
-        late = self._settings.schedule == "once" and step > self._settings.begin
-        if (step == 0 and due(self._settings, 0)) or (late and not self._pruned):
+        if (step == 0 and due(self._settings, 0)) or (missed(self._settings, step) and not self._pruned):
             self._act(step)
 
     def act(self, step: int) -> None:
@@ -116,7 +115,7 @@ class Pruner:
         differing = self._tickets.differing(counted, self._learner.groups.world, self._learner.device)
         full = self._tickets.drawn == self._settings.masks
         agree = full and differing < self._settings.distance * sum(self._sizes.values())
-        return agree or step == self._settings.end
+        return agree or missed(self._settings, step)
 
     def _draw(self, sparsity: float) -> dict[str, torch.Tensor]:
         """Flat masks of this rank's matrices; what is pruned is in none."""

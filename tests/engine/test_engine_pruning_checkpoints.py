@@ -163,10 +163,20 @@ def test_a_pruned_checkpoint_stays_pruned_without_the_key(tmp_path, decompositio
     assert read_manifest(tmp_path / "b" / "4").pruned
 
 
-def test_a_dense_checkpoint_is_pruned_late(tmp_path):
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        ONCE,
+        Pruning(sparsity=0.7, begin=2),
+        Pruning(sparsity=0.7, schedule="cubic", end=2, every=1),
+        Pruning(sparsity=0.7, schedule="early-bird", end=1),
+    ],
+    ids=lambda pruning: f"{pruning.schedule} {pruning.begin}",
+)
+def test_a_dense_checkpoint_is_pruned_late(tmp_path, pruning):
     """By a run that is told to prune after a step that is past."""
     trained(tmp_path, 2)
-    _, events = trained(tmp_path, 3, SERIAL, experiment(pruning=ONCE))
+    _, events = trained(tmp_path, 3, SERIAL, experiment(pruning=pruning))
     assert [detail["step"] for detail in prunings(events)] == [2]
 
 
@@ -252,3 +262,18 @@ def test_processes_prune_go_on_and_say_so(tmp_path):
     assert final[1:] == final[1:2] * 2
     assert "pruned after step 3: sparsity" in run.log(0)
     assert "pruned" not in run.log(1)
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_mpi_processes_prune_as_others_do(tmp_path, precision):
+    """Counts travel as int64, and shares of the state as fp32."""
+    pruning = {"sparsity": 0.7, "schedule": "cubic", "end": 4, "every": 2, "scope": "global"}
+    changes = {"training": TRAINING | {"precision": precision, "pruning": pruning}}
+    spread = Decomposition(data=2, z=2, microbatch=2, zero=1)
+    told = {"communication": {"transport": "mpi"}}
+    over_mpi = Run(tmp_path / "mpi", spread, **changes | told).complete_mpi()
+    usual = Run(tmp_path / "dist", spread, **changes).complete()
+    assert over_mpi.losses(3) == pytest.approx(usual.losses(3), rel=1e-5 if precision == "fp32" else 2e-2)
+    assert sum(event.kind == "pruned" for event in over_mpi.events()) == 2

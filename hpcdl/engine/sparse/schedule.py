@@ -31,3 +31,9 @@ def due(settings: Pruning, step: int) -> bool:
     since = step - settings.begin
     first = settings.every if settings.schedule == "cubic" else 0
     return since >= first and since % settings.every == 0
+
+
+def missed(settings: Pruning, step: int) -> bool:
+    """Whether a network must have been pruned by the time that ``step`` is done, however its masks went."""
+    last = settings.begin if settings.schedule == "once" else settings.end
+    return last is not None and step >= last
