@@ -76,8 +76,9 @@ class Pruner:
     def restore(self, found: Chosen) -> None:
         """Go on with a learner that was brought to where the checkpoint ``found`` left it."""
         self._pruned = found.manifest.pruned
-        self._tickets.drawn = int(found.manifest.counters.get(TICKETS, 0))
-        if self._tickets.drawn:
+        drawn = int(found.manifest.counters.get(TICKETS, 0))
+        if drawn and self._settings.schedule == "early-bird":
+            self._tickets.drawn = min(drawn, self._settings.masks)
             room = {held.name: torch.zeros_like(held.parameter, dtype=torch.uint8) for held in self._held}
             self._tickets.history = {name: history.view(-1) for name, history in room.items()}
             fill(found.folder, found.manifest, self._targets())

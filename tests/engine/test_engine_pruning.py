@@ -17,6 +17,7 @@ from hpcdl.engine.pruning import Pruner
 from hpcdl.engine.sparse.masks import prunable
 from hpcdl.engine.sparse.schedule import due, sparsity_after
 from hpcdl.engine.sparse.tickets import Tickets
+from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.memory import MemoryTransport, World
 from hpcdl.errors import EngineError
 from hpcdl.spec.decomposition import Decomposition
@@ -189,6 +190,38 @@ def test_masters_and_moments_are_those_of_before():
         for kind, values in states.items():
             wanted = values if kept is None else values[kept.mask]
             assert torch.equal(whole(learner._flat, name, kind), wanted), (name, kind)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize(
+    "degrees", [{}, {"data": 2}, {"data": 2, "z": 2}, {"pipeline": 2, "x": 2, "z": 2}], ids=str
+)
+def test_every_element_lies_in_a_part_that_one_rank_writes(degrees, zero):
+    """Kept or not; and what a part has of a pruned parameter are the kept elements of its span."""
+    decomposition = Decomposition(zero=zero, **degrees)
+
+    def work(transport):
+        learner = Learner(experiment(TIED), decomposition, transport, CPU)
+        Pruner(ALL, learner, lambda *_, **__: None).begin(0)
+        weights = {held.name: held.parameter.detach().view(-1) for held in learner.stage.held}
+        return learner.parts(), weights
+
+    written = {}
+    for rank, (parts, weights) in enumerate(in_threads(decomposition.ranks, work)):
+        topology = Topology(decomposition, rank)
+        for part in parts:
+            span = slice(
+                *(end - part.sharding.span(topology).start for end in (part.span.start, part.span.stop))
+            )
+            dense = torch.zeros(span.stop - span.start)
+            dense[slice(None) if part.index is None else part.index] = part.tensors["master"]
+            assert torch.equal(dense, weights[part.name][span]), part.name
+            counts = written.setdefault(part.name, torch.zeros(part.sharding.shape))
+            block = counts[part.sharding.block(topology)].reshape(-1).clone()
+            block[part.span] += part.writes
+            counts[part.sharding.block(topology)] = block.view(part.sharding.block_shape(topology))
+    assert all((counts == 1).all() for counts in written.values())
+    assert sum(counts.numel() for counts in written.values()) == TIED.parameters
 
 
 # Early-bird tickets

@@ -52,13 +52,11 @@ class _Piece:
 
     def _elements(self, kind: str, where: slice, read: Read) -> torch.Tensor:
         """A run of elements of the source, with zeros where it is pruned."""
+        key, everything = self.source.key, slice(None)
         if not self.source.pruned:
-            return (
-                torch.ones(where.stop - where.start) if kind == MASK else read(self.source.key(kind), where)
-            )
-        everything = slice(None)
-        index = read(self.source.key(INDEX), everything)
-        values = torch.ones(len(index)) if kind == MASK else read(self.source.key(kind), everything)
+            return torch.ones(where.stop - where.start) if kind == MASK else read(key(kind), where)
+        index = read(key(INDEX), everything)
+        values = torch.ones(len(index)) if kind == MASK else read(key(kind), everything)
         return pruned.expanded(self.source, values, index)[where]
 
 
