@@ -17,7 +17,7 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 
-STEPS, EVERY, SPARSITY = 120, 10, 0.8
+STEPS, EVERY, SPARSITY = 240, 20, 0.8
 EXPERIMENT = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 SETTINGS = {
     "data.validation": 0.02,
@@ -30,9 +30,8 @@ SETTINGS = {
 }
 PRUNINGS = {
     "dense": None,
-    "cubic, steps 10 to 60": "schedule: cubic, begin: 10, end: 60, every: 5",
-    "early bird": "schedule: early-bird, begin: 0, end: 60, every: 5",
-    "once, before step 1": "schedule: once",
+    "cubic, steps 20 to 120": "schedule: cubic, begin: 20, end: 120, every: 10",
+    "early bird, every 10 steps": "schedule: early-bird, begin: 0, end: 120, every: 10",
 }
 
 
@@ -63,7 +62,7 @@ def main(target: Path) -> None:
             steps, losses, prunings = trained(pruning, Path(runs))
             dense = dense or losses[-1]
             last = f", last pruned after step {prunings[-1]['step']}" if prunings else ""
-            print(f"{name:24} {losses[-1]:.4f}, {losses[-1] / dense - 1:+.1%}{last}", flush=True)
+            print(f"{name:26} {losses[-1]:.4f}, {losses[-1] / dense - 1:+.1%}{last}", flush=True)
             axes.plot(steps, losses, label=name, marker=".")
     axes.set_ylabel("validation loss")
     axes.set_xlabel("step")
