@@ -1,5 +1,7 @@
 """The quickstart's model trained dense and pruned by ``hpcdl submit``; the validation losses in one figure.
 
+Fails if a pruned model ends further than ``MARGIN`` above the dense one.
+
 pip install matplotlib
 python benchmarks/memory/pruned_curve.py docs/engine/pruned-curve.svg
 """
@@ -18,6 +20,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 
 STEPS, EVERY, SPARSITY = 240, 20, 0.8
+MARGIN = 0.05  # of the validation loss; measured: 0.041 and 0.035
 EXPERIMENT = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 SETTINGS = {
     "data.validation": 0.02,
@@ -56,13 +59,13 @@ def trained(pruning: str | None, runs: Path) -> tuple[list[int], list[float], li
 
 def main(target: Path) -> None:
     fig, axes = plt.subplots(figsize=(8, 5))
-    dense = 0.0
+    last: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as runs:
         for name, pruning in PRUNINGS.items():
             steps, losses, prunings = trained(pruning, Path(runs))
-            dense = dense or losses[-1]
-            last = f", last pruned after step {prunings[-1]['step']}" if prunings else ""
-            print(f"{name:26} {losses[-1]:.4f}, {losses[-1] / dense - 1:+.1%}{last}", flush=True)
+            last[name] = losses[-1]
+            told = f", last pruned after step {prunings[-1]['step']}" if prunings else ""
+            print(f"{name:26} {losses[-1]:.4f}, {losses[-1] / last['dense'] - 1:+.1%}{told}", flush=True)
             axes.plot(steps, losses, label=name, marker=".")
     axes.set_ylabel("validation loss")
     axes.set_xlabel("step")
@@ -70,6 +73,8 @@ def main(target: Path) -> None:
     axes.legend()
     fig.tight_layout()
     fig.savefig(target, metadata={"Date": None})
+    if max(last.values()) > (1 + MARGIN) * last["dense"]:
+        sys.exit(f"a pruned model ended more than {MARGIN:.0%} above the dense one")
 
 
 if __name__ == "__main__":

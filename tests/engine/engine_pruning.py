@@ -132,3 +132,10 @@ def smallest_gone(weights, sparsity):
     """A mask of all but the smallest, by sorting."""
     go = round(sparsity * weights.numel())
     return weights.abs() > weights.abs().flatten().kthvalue(go).values
+
+
+def learner_of(settings):
+    """Alone, and its pruner."""
+    reports = []
+    learner = Learner(settings, Decomposition(microbatch=2), MemoryTransport(World(1), 0), CPU)
+    return learner, Pruner(settings.training.pruning, learner, lambda *_, **detail: reports.append(detail))
