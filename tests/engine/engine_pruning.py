@@ -117,7 +117,7 @@ def dense_masked(settings, draw, steps=STEPS):
         for held in stage.held:
             if held.name in masks:
                 held.parameter.grad.mul_(masks[held.name].view(held.parameter.shape))
-        norm = torch.nn.utils.clip_grad_norm_([held.parameter for held in stage.held], told.clip)
+        norm = torch.nn.utils.clip_grad_norm_([held.parameter for held in stage.held], told.clip or torch.inf)
         optimizer.step()
         optimizer.zero_grad()
         for name, mask in masks.items():

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from engine_pruning import CPU, Trained, dense_masked, experiment, learn, learner_of, smallest_gone
+from engine_pruning import CPU, SGD_LIKE, Trained, dense_masked, experiment, learn, learner_of, smallest_gone
 from engine_worlds import GPT, LLAMA, in_threads
 
 from hpcdl.engine.learner import Learner
@@ -100,6 +100,13 @@ def test_spread_it_is_dense_training_under_a_mask(kind, degrees):
     """Of the global threshold the embedding is pruned too, which a tied head shares."""
     model = SIX if "interleave" in degrees else TIED if kind == "global" else GPT
     assert_dense_masked(model, KINDS[kind], Decomposition(**degrees))
+
+
+@pytest.mark.parametrize("degrees", [{"data": 2}, {"data": 2, "z": 2, "zero": 1}], ids=str)
+def test_buckets_updated_while_others_are_reduced_are_expanded(degrees):
+    """Without clipping each chunk is updated and brought home before the next is reduced."""
+    free = SGD_LIKE.model_copy(update={"clip": 0.0})
+    assert_dense_masked(GPT, GRADUAL, Decomposition(**degrees), optimizer=free)
 
 
 @pytest.mark.slow
