@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
 from math import prod
 
 import torch
@@ -17,7 +19,7 @@ from hpcdl.engine.optim.carry import carry, whole
 from hpcdl.engine.optim.flat import Cut, Flat, Thrift
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
 from hpcdl.engine.sparse.kept import Kept
-from hpcdl.engine.tensor.parameters import Numerics, Part
+from hpcdl.engine.tensor.parameters import Held, Numerics, Part
 from hpcdl.engine.timeline import PHASE, Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Transport
@@ -53,19 +55,27 @@ class Learner:
         overlap = experiment.communication.overlap
         numerics = Numerics(_DTYPES[training.precision], device, training.seed, overlap)
         self.stage = build_stage(model, self.topology, self.groups, numerics)
-        cut = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
+        self._sizes = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
         self._timeline = timeline or Timeline()
         self._experiment = experiment
-        thrift = Thrift(None if decomposition.offload == "none" else HostMemory(device))
-        self._flat = Flat(self.stage.held, self.topology, self.groups, cut, thrift)
-        self._update = self._updating()
+        self._thrift = Thrift(None if decomposition.offload == "none" else HostMemory(device))
         self._seat = Seat(transport, self.topology, self.groups.team, self._timeline)
         self._dtype = numerics.dtype
         self.device = device
         own = self.stage.shapes if isinstance(self.stage, OwnModel) else None
         self.shapes = shapes(experiment.shape) if own is None else own
 
-    def _updating(self) -> Update:
+    # Flat memory is made when it is first needed: a network that is pruned before has less of it.
+    @cached_property
+    def _flat(self) -> Flat:
+        return Flat(self.stage.held, self.topology, self.groups, self._sizes, self._thrift)
+
+    @property
+    def _is_made(self) -> bool:
+        return "_flat" in vars(self)
+
+    @cached_property
+    def _update(self) -> Update:
         return Update(self._experiment, self._flat, self.topology, self.groups, self._timeline)
 
     @property
@@ -141,26 +151,38 @@ class Learner:
     @property
     def kept(self) -> Mapping[str, Kept]:
         """Of the parameters that are pruned here, what is left."""
-        return self._flat.thrift.kept
+        return self._thrift.kept
 
-    def master(self, name: str) -> torch.Tensor:
+    def counted(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Pieces of weights by the name of their parameter; over all ranks each trained one is there once."""
+        if self._is_made:
+            yield from ((part.name, part.tensors["master"]) for part in self.parts() if part.writes)
+        else:
+            first = (held for held in self.stage.held if held.is_first(self.topology))
+            yield from ((held.name, held.parameter.detach().view(-1)) for held in first)
+
+    def master(self, held: Held) -> torch.Tensor:
         """What is kept of a parameter's fp32 weights, flat; those who share it ask together."""
-        return whole(self._flat, name, "master")
+        if self._is_made:
+            return whole(self._flat, held.name, "master")
+        return held.parameter.detach().view(-1).float()
 
     def prune(self, kept: Mapping[str, Kept]) -> None:
         """From now on train no more than ``kept`` of the parameters named there; all ranks together.
 
-        While it lasts, the state before and after are both in memory.
+        If there is any state yet, what it was before and is after are both in memory meanwhile.
 
         Args:
             kept: of this rank's parameters, no element that is pruned already.
         """
-        old, counters = self._flat, self.counters()
-        self.gradients.release()
-        self._flat = old.thinner({**self.kept, **kept})
-        carry(old, self._flat)
-        self._update = self._updating()
-        self.restored(counters)
+        flat: Flat | None = vars(self).pop("_flat", None)
+        update: Update | None = vars(self).pop("_update", None)
+        self._thrift = replace(self._thrift, kept={**self.kept, **kept})
+        if flat is not None:
+            carry(flat, self._flat)
+        if update is not None:
+            update.gradients.release()
+        self.restored((update or self._update).counters())
 
     def counters(self) -> dict[str, float]:
         """What else must be kept; the same on all ranks."""

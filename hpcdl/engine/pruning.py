@@ -123,7 +123,7 @@ class Pruner:
         limits = {} if self._settings.pattern else self._limits(sparsity)
         masks: dict[str, torch.Tensor] = {}
         for held in self._held:
-            master, kept = self._master(held.name), self._learner.kept.get(held.name)
+            master, kept = self._master(held), self._learner.kept.get(held.name)
             mask = self._of_each(held, master) if self._settings.pattern else master.abs() > limits[held.name]
             masks[held.name] = mask if kept is None else mask & kept.mask
         return masks
@@ -133,9 +133,9 @@ class Pruner:
         together = self._settings.scope == "global"
         sizes = {"": sum(self._sizes.values())} if together else self._sizes
         rows = {name: Row(size, round(sparsity * size)) for name, size in sizes.items()}
-        for part in self._learner.parts():
-            if part.writes and part.name in self._sizes:
-                rows["" if together else part.name].weights.append(part.tensors["master"])
+        for name, weights in self._learner.counted():
+            if name in self._sizes:
+                rows["" if together else name].weights.append(weights)
         found = thresholds(list(rows.values()), self._learner.groups.world, self._learner.device)
         limits = dict(zip(rows, found, strict=True))
         return {name: limits["" if together else name] for name in self._sizes}
@@ -148,9 +148,9 @@ class Pruner:
         mask = largest_of_each(block.view(sharding.block_shape(topology)), self._settings.pattern)
         return mask.view(-1)[sharding.span(topology)].clone()
 
-    def _master(self, name: str) -> torch.Tensor:
+    def _master(self, held: Held) -> torch.Tensor:
         """The fp32 weights of a matrix as this rank holds it, flat, with zeros where it is pruned."""
-        values, kept = self._learner.master(name), self._learner.kept.get(name)
+        values, kept = self._learner.master(held), self._learner.kept.get(held.name)
         if kept is None:
             return values
         dense = values.new_zeros(kept.elements)

@@ -156,8 +156,8 @@ def test_gradients_come_once_after_several_prunings():
     settings = experiment(GPT, pruning=GRADUAL)
     learner, pruner = learner_of(settings)
     tables = [held.parameter for held in learner.stage.held if held.deposit.by_autograd]
-    hooks = [len(parameter._post_accumulate_grad_hooks) for parameter in tables]
     buffers = [weakref.ref(slot.gradient) for slot in learner.gradients.slots]
+    hooks = [len(parameter._post_accumulate_grad_hooks) for parameter in tables]
     for step in range(1, 4):
         learn(learner, settings, step)
         pruner.act(step)

@@ -10,6 +10,7 @@ from engine_runs import TRAINING, Run
 from engine_worlds import GPT, LLAMA, in_threads, whole
 from safetensors.torch import load_file, save_file
 
+from hpcdl.engine import learner as module
 from hpcdl.engine.checkpoint import shards
 from hpcdl.engine.checkpoint.choosing import read_manifest
 from hpcdl.engine.checkpoint.folder import opened
@@ -17,6 +18,7 @@ from hpcdl.engine.checkpoint.manifest import MANIFEST, index_name, shard_name
 from hpcdl.engine.export import export
 from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner
+from hpcdl.engine.optim.flat import Flat
 from hpcdl.engine.pruning import Pruner
 from hpcdl.errors import EngineError
 from hpcdl.spec.decomposition import Decomposition
@@ -143,6 +145,17 @@ def test_what_is_kept_is_all_that_is_written(tmp_path):
     elements = sum(rows * columns for rows, columns in matrices.values())
     assert sum(sizes.values()) == pytest.approx(4 * 0.4 * elements, abs=4)
     assert {str(values.dtype) for key, values in stored.items() if "|index|" in key} == {"torch.int32"}
+
+
+def test_state_is_made_of_what_is_kept_alone(tmp_path, monkeypatch):
+    """A rank that goes on from a pruned checkpoint never has room for all of it."""
+    settings = experiment(pruning=EVERYTHING)
+    trained(tmp_path, 2, SERIAL, settings)
+    made = []
+    monkeypatch.setattr(module, "Flat", lambda *told: made.append(len(told[-1].kept)) or Flat(*told))
+    trained(tmp_path, 3, SERIAL, settings)
+    shapes = read_manifest(tmp_path / "3").shapes().values()
+    assert made == [sum(len(shape) == 2 for shape in shapes)]
 
 
 def test_a_dense_checkpoint_is_what_it_always_was(tmp_path):

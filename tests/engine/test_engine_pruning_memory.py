@@ -106,3 +106,19 @@ def test_what_is_summed_over_data_is_compressed(sparsity):
         assert {dtype for dtype, _ in gradients} == {torch.bfloat16}
         assert trained <= sum(size for _, size in gradients) <= trained + 64 * (parameters + 4)
         assert trained == pytest.approx((1 - sparsity) * whole, rel=0.05)
+
+
+def test_a_network_that_is_pruned_before_the_first_step_never_has_dense_state():
+    """Only its weights are there while masks are drawn."""
+    gc.collect()
+    before, settings = storages(), experiment(0.9, bucket_mib=100.0)
+    learner = Learner(settings, Decomposition(), MemoryTransport(World(1), 0), CPU)
+    assert added(before) == pytest.approx(2 * LARGE.parameters, rel=0.01)
+    Pruner(settings.training.pruning, learner, lambda *_, **__: None).begin(0)
+    assert added(before) == pytest.approx((20 * 0.1 + 2) * LARGE.parameters, rel=0.03)
+
+
+def added(before):
+    """Bytes of tensors that were not there before."""
+    live = storages()
+    return sum(live[place] for place in live.keys() - before.keys())

@@ -13,7 +13,7 @@ of its line are then a copy, which ``Chunk.expand`` brings home to the parameter
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -180,7 +180,6 @@ class Flat:
         self.device = held[0].parameter.device
         self.thrift = thrift or Thrift()
         self._topology = topology
-        self._groups = groups
         self._cut = cut
         self._peers: dict[str, Peers] = {"data": groups.data, "batch": groups.batch}
         pieces = [Piece(one.name, self.thrift.elements(one), _kind(one, topology)) for one in held]
@@ -206,11 +205,6 @@ class Flat:
         for bucket in (bucket for chunk in self.chunks for bucket in chunk.buckets):
             for run in bucket.runs:
                 self._places.setdefault(run.name, []).append((bucket, run))
-
-    def thinner(self, kept: Mapping[str, Kept]) -> Flat:
-        """The memory of the same parameters where less is trained; it takes the parameters over."""
-        thrift = replace(self.thrift, kept=kept)
-        return Flat([slot.held for slot in self.slots], self._topology, self._groups, self._cut, thrift)
 
     def _slot(self, held: Held, gradient: torch.Tensor, ends: Peers) -> Slot:
         copies = ends.size if held.shared else 1

@@ -28,7 +28,7 @@ class Row:
     Attributes:
         elements: of all ranks together. Those that nobody brings are pruned already, and count as zero.
         go: how many of them shall be at or below the threshold.
-        weights: those that this rank brings, fp32; every one is brought by one rank only.
+        weights: those that this rank brings, at most as precise as fp32; every one is brought by one rank.
     """
 
     elements: int
@@ -67,7 +67,7 @@ def _counts(row: Row, known: int, shift: int) -> torch.Tensor:
     """How many of this rank's magnitudes that begin with the ``known`` bits go on with which digit."""
     counts = torch.zeros(_BINS, dtype=torch.int64)
     for weights in row.weights:
-        bits = weights.abs().view(torch.int32)
+        bits = weights.float().abs().view(torch.int32)
         if shift != _SHIFTS[0]:
             above = shift + _DIGIT
             bits = bits[(bits >> above) == (known >> above)]
