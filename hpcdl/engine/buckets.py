@@ -128,7 +128,12 @@ def chunks(cut: Sequence[Line], pieces: Sequence[Piece], limit: int, buckets: in
         for line in cut
         for span in spans(slice(0, line.elements), line.bucket(limit) * buckets)
     ]
-    return sorted(made, key=lambda chunk: max(reached[run.name] for run in chunk.line.runs(chunk.span)))
+    return sorted(made, key=lambda chunk: _completed(chunk, reached))
+
+
+def _completed(chunk: Chunk, reached: Mapping[str, int]) -> int:
+    """When backward has reached all that lies in ``chunk``; what is padding only waits for nobody."""
+    return max((reached[run.name] for run in chunk.line.runs(chunk.span)), default=0)
 
 
 def spans(whole: slice, width: int) -> list[slice]:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from hpcdl.engine.groups import Coming, Peers
 from hpcdl.engine.optim.flat import Chunk, Flat, Slot
@@ -133,6 +134,7 @@ class Gradients:
         self._launched = 0
         self._gathers: list[tuple[Coming, Chunk]] = []
         self.slots = flat.slots
+        self._hooks: list[RemovableHandle] = []
         for arrivals in self._arrivals:
             self._attach(arrivals)
 
@@ -154,7 +156,13 @@ class Gradients:
         if arrivals.slot.on_host and self._delivery is not None:
             deposit.add = partial(self._delivery.bring, add=arrived)
         if deposit.by_autograd:
-            arrivals.slot.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
+            hook = arrivals.slot.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
+
+    def release(self) -> None:
+        """Take no more gradients: others do from now on."""
+        for hook in self._hooks:
+            hook.remove()
 
     def begin(self, microbatches: int) -> None:
         """Begin a batch of so many microbatches."""

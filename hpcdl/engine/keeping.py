@@ -10,11 +10,13 @@ from pathlib import Path
 from hpcdl.engine.checkpoint.choosing import Chosen, Jury, prepare
 from hpcdl.engine.checkpoint.completing import Desk
 from hpcdl.engine.checkpoint.manifest import Manifest
-from hpcdl.engine.checkpoint.restoring import fill, targets_of
+from hpcdl.engine.checkpoint.restoring import fill, masks_of, targets_of
 from hpcdl.engine.checkpoint.saving import Saver
 from hpcdl.engine.checkpoint.shapes import refuse_other_meaning, refuse_other_model
 from hpcdl.engine.checkpoint.starting import start_from
 from hpcdl.engine.learner import Learner
+from hpcdl.engine.pruning import Pruner
+from hpcdl.engine.sparse.kept import Kept
 from hpcdl.spec.experiment import Experiment
 
 
@@ -34,18 +36,25 @@ class Keeper:
         checkpoints: the folder of all of them.
         learner: what is kept.
         report: called with the kind of an event and its details; ranks other than 0 need not keep it.
+        pruner: of the learner, if it has one.
 
     Raises:
         EngineError: the folder cannot be written, although it should be.
     """
 
     def __init__(
-        self, experiment: Experiment, checkpoints: Path, learner: Learner, report: Callable[..., None]
+        self,
+        experiment: Experiment,
+        checkpoints: Path,
+        learner: Learner,
+        report: Callable[..., None],
+        pruner: Pruner | None = None,
     ) -> None:
         self._experiment = experiment
         self._checkpoints = checkpoints
         self._learner = learner
         self._report = report
+        self._pruner = pruner
         settings, world = experiment.checkpoint, learner.groups.world
         if settings.every and learner.topology.rank == 0:
             prepare(checkpoints)
@@ -54,14 +63,15 @@ class Keeper:
 
     def save(self, progress: Progress) -> None:
         """Begin a checkpoint of the learner as it is now; it may go on at once."""
+        searched = self._pruner.counters() if self._pruner else {}
         head = Manifest(
             step=progress.step,
             loss=progress.loss,
-            counters=self._learner.counters(),
+            counters=self._learner.counters() | searched,
             model=self._experiment.model,
             decomposition=self._learner.topology.decomposition,
         )
-        self._saver.save(head, self._learner.parts())
+        self._saver.save(head, (self._pruner or self._learner).parts())
 
     def join(self) -> None:
         """Return when the last checkpoint has come to an end, good or bad; on rank 0 that of all ranks."""
@@ -88,6 +98,11 @@ class Keeper:
         learner, model, manifest = self._learner, self._experiment.model, found.manifest
         refuse_other_model(str(found.folder), manifest.shapes(), learner.shapes)
         refuse_other_meaning(str(found.folder), manifest.model, model)
+        if manifest.pruned:
+            masks = masks_of(found.folder, manifest, learner.stage.held, learner.topology)
+            learner.prune({name: Kept.of(mask.to(learner.device)) for name, mask in masks.items()})
         fill(found.folder, manifest, targets_of(learner.parts(), learner.topology))
         learner.restored(manifest.counters)
+        if self._pruner is not None:
+            self._pruner.restore(found)
         return Progress(manifest.step, manifest.loss)

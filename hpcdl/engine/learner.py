@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
 from math import prod
 
 import torch
 
 from hpcdl.engine.checkpoint.shapes import shapes
+from hpcdl.engine.data_parallel import Gradients
 from hpcdl.engine.groups import Groups, make_groups
 from hpcdl.engine.models.build import build_stage
 from hpcdl.engine.models.own import OwnModel
+from hpcdl.engine.optim.carry import carry, whole
 from hpcdl.engine.optim.flat import Cut, Flat, Thrift
 from hpcdl.engine.pipeline.runner import Batch, Pass, Seat
-from hpcdl.engine.tensor.parameters import Numerics, Part
+from hpcdl.engine.sparse.kept import Kept
+from hpcdl.engine.tensor.parameters import Held, Numerics, Part
 from hpcdl.engine.timeline import PHASE, Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Transport
@@ -48,18 +54,34 @@ class Learner:
         overlap = experiment.communication.overlap
         numerics = Numerics(_DTYPES[training.precision], device, training.seed, overlap)
         self.stage = build_stage(model, self.topology, self.groups, numerics)
-        cut = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
+        self._sizes = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
         self._timeline = timeline or Timeline()
+        self._experiment = experiment
         offload = decomposition.offload
-        thrift = Thrift(None if offload == "none" else numerics.host, matrices=offload == "parameters")
-        self._flat = Flat(self.stage.held, self.topology, self.groups, cut, thrift)
-        self._update = Update(experiment, self._flat, self.topology, self.groups, self._timeline)
-        self.gradients = self._update.gradients
+        self._thrift = Thrift(None if offload == "none" else numerics.host, matrices=offload == "parameters")
         self._seat = Seat(transport, self.topology, self.groups.team, self._timeline)
         self._dtype = numerics.dtype
         self.device = device
         own = self.stage.shapes if isinstance(self.stage, OwnModel) else None
         self.shapes = shapes(experiment.shape) if own is None else own
+
+    # Flat memory is made when it is first needed: a network that is pruned before has less of it.
+    @cached_property
+    def _flat(self) -> Flat:
+        return Flat(self.stage.held, self.topology, self.groups, self._sizes, self._thrift)
+
+    @property
+    def _is_made(self) -> bool:
+        return "_flat" in vars(self)
+
+    @cached_property
+    def _update(self) -> Update:
+        return Update(self._experiment, self._flat, self.topology, self.groups, self._timeline)
+
+    @property
+    def gradients(self) -> Gradients:
+        """Those of the batch that is being trained on."""
+        return self._update.gradients
 
     @property
     def parameters(self) -> int:
@@ -130,6 +152,42 @@ class Learner:
     def parts(self) -> list[Part]:
         """What must be kept of the elements this rank updates, as live tensors."""
         return list(self._flat.parts())
+
+    @property
+    def kept(self) -> Mapping[str, Kept]:
+        """Of the parameters that are pruned here, what is left."""
+        return self._thrift.kept
+
+    def counted(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Pieces of weights by the name of their parameter; over all ranks each trained one is there once."""
+        if self._is_made:
+            yield from ((part.name, part.tensors["master"]) for part in self.parts() if part.writes)
+        else:
+            first = (held for held in self.stage.held if held.is_first(self.topology))
+            yield from ((held.name, held.parameter.detach().view(-1)) for held in first)
+
+    def master(self, held: Held) -> torch.Tensor:
+        """What is kept of a parameter's fp32 weights, flat; those who share it ask together."""
+        if self._is_made:
+            return whole(self._flat, held.name, "master")
+        return held.parameter.detach().view(-1).float()
+
+    def prune(self, kept: Mapping[str, Kept]) -> None:
+        """From now on train no more than ``kept`` of the parameters named there; all ranks together.
+
+        If there is any state yet, what it was before and is after are both in memory meanwhile.
+
+        Args:
+            kept: of this rank's parameters, no element that is pruned already.
+        """
+        flat: Flat | None = vars(self).pop("_flat", None)
+        update: Update | None = vars(self).pop("_update", None)
+        self._thrift = replace(self._thrift, kept={**self.kept, **kept})
+        if flat is not None:
+            carry(flat, self._flat)
+        if update is not None:
+            update.gradients.release()
+        self.restored((update or self._update).counters())
 
     def counters(self) -> dict[str, float]:
         """What else must be kept; the same on all ranks."""

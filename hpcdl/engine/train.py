@@ -21,6 +21,7 @@ from hpcdl.engine.learner import Learner
 from hpcdl.engine.metrics import Meter, Recorder
 from hpcdl.engine.opening import open_transport
 from hpcdl.engine.optim.schedule import learning_rate
+from hpcdl.engine.pruning import Pruner
 from hpcdl.engine.ranks import Place
 from hpcdl.engine.timeline import PHASE, Timeline, seconds_by_category
 from hpcdl.engine.topology import Topology
@@ -112,18 +113,24 @@ class Training:
         self._meter = Meter(run, device)
         self._tracer = Tracer(run, folder, transport)
         self._tokens = self._settings.global_batch * run.experiment.row_tokens
-        self._keeper = Keeper(run.experiment, folder.checkpoints, self._learner, recorder.event)
+        pruning = run.experiment.training.pruning
+        self._pruner = Pruner(pruning, self._learner, recorder.event) if pruning else None
+        self._keeper = Keeper(run.experiment, folder.checkpoints, self._learner, recorder.event, self._pruner)
         self._progress = Progress()
 
     def run(self, place: Place) -> None:
         """Every step that is left."""
         self._progress = self._keeper.restore()
         self._announce(place)
+        if self._pruner:
+            self._pruner.begin(self._progress.step)
         steps = range(self._progress.step + 1, self._settings.steps + 1)
         with prefetched(self._batches.rows, steps, self._experiment.data.prefetch) as batches:
             for step in steps:
                 self._tracer.begin(step)
                 self._step(step, batches)
+                if self._pruner:
+                    self._pruner.act(step)
                 self._save(step)
                 self._tracer.end(step)
         self._keeper.join()

@@ -68,7 +68,7 @@ class Pruning(Frozen):
     end: int | None = Field(None, gt=0, description="step after which the last weights go")
     every: int = Field(100, gt=0, description="steps between two prunings, or two masks compared")
     distance: float = Field(0.1, gt=0, lt=1, description="of early-bird masks, as a share of elements")
-    masks: int = Field(5, gt=1, description="early-bird masks that must agree")
+    masks: int = Field(5, gt=1, le=8, description="early-bird masks that must agree")
     exclude: tuple[str, ...] = Field(
         ("embedding.*", "head.*"), description="patterns of the names of matrices that stay whole"
     )

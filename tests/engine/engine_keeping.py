@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from hpcdl.engine.checkpoint.manifest import shard_name
 from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner
+from hpcdl.engine.pruning import Pruner
 from hpcdl.spec.checkpoint import Checkpoint
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
@@ -19,9 +20,13 @@ SPREAD = Decomposition(data=2, pipeline=2, x=2)
 BATCH = 8
 
 
-def experiment(model=GPT, precision="fp32", **checkpoint):
+def experiment(model=GPT, precision="fp32", pruning=None, **checkpoint):
     training = Training(
-        global_batch=BATCH, precision=precision, optimizer=Optimizer(eps=0.1), bucket_mib=0.002
+        global_batch=BATCH,
+        precision=precision,
+        optimizer=Optimizer(eps=0.1),
+        bucket_mib=0.002,
+        pruning=pruning,
     )
     kept = Checkpoint(every=1, **checkpoint)
     return Experiment(model=model, data=Data(source="stdlib"), training=training, checkpoint=kept)
@@ -37,12 +42,18 @@ class Session:
     def __call__(self, transport):
         learner = Learner(self.settings, self.decomposition, transport, CPU)
         report = self.report if transport.rank == 0 else lambda *_, **__: None
-        keeper = Keeper(self.settings, self.folder, learner, report)
+        pruning = self.settings.training.pruning
+        pruner = Pruner(pruning, learner, report) if pruning else None
+        keeper = Keeper(self.settings, self.folder, learner, report, pruner)
         progress = keeper.restore()
+        if pruner:
+            pruner.begin(progress.step)
         losses = []
         for step in range(progress.step + 1, self.until + 1):
             progress = Progress(step, train(learner, self.settings.model, step))
             losses.append(progress.loss)
+            if pruner:
+                pruner.act(step)
             keeper.save(progress)
         keeper.join()
         transport.barrier()

@@ -1,5 +1,7 @@
 """Lines lose nothing and keep backward's order; chunks, shares and buckets tile them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,6 +78,20 @@ def test_chunks_come_in_the_order_in_which_backward_completes_them(pieces, ranks
     cut = chunks(lines(pieces, ranks), pieces, limit, per_chunk)
     completed = [max(reached[run.name] for run in chunk.line.runs(chunk.span)) for chunk in cut]
     assert completed == sorted(completed)
+
+
+@given(PIECES, st.data(), RANKS, LIMIT, PER_CHUNK)
+def test_pieces_of_which_nothing_is_left_are_in_no_chunk(pieces, data, ranks, limit, per_chunk):
+    """As a matrix of which this rank holds pruned elements only; even a chunk may then be padding alone."""
+    gone = data.draw(st.sets(st.sampled_from([piece.name for piece in pieces])))
+    left = [replace(piece, elements=0) if piece.name in gone else piece for piece in pieces]
+    made = lines(left, ranks)
+    cut = chunks(made, left, limit, per_chunk)
+    for line in made:
+        spans_of_line = [chunk.span for chunk in cut if chunk.line is line]
+        wanted = {piece.name: list(range(piece.elements)) for piece in line.pieces if piece.elements}
+        found = covered(line, sorted(spans_of_line, key=lambda span: span.start))
+        assert found == wanted
 
 
 @given(PIECES, RANKS, LIMIT)

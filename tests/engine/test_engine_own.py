@@ -14,13 +14,14 @@ from hpcdl.engine.evaluation import mean_loss
 from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.program import load_program
+from hpcdl.engine.pruning import Pruner
 from hpcdl.errors import EngineError
 from hpcdl.spec.checkpoint import Checkpoint
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.entry import EntryModel
 from hpcdl.spec.experiment import Experiment
 from hpcdl.spec.observe import Evaluation
-from hpcdl.spec.training import Optimizer, Training
+from hpcdl.spec.training import Optimizer, Pruning, Training
 
 CPU = torch.device("cpu")
 BATCH = 8
@@ -189,11 +190,13 @@ def train(settings, learner, step):
     return learner.step(step, portion.inputs_BL, portion.targets_BL, LR, portion.counted)
 
 
-def trained(settings, decomposition):
+def trained(settings, decomposition, pruning=None):
     """Losses and gradient norms of all steps, and full weights after the last."""
 
     def work(transport):
         learner = Learner(settings, decomposition, transport, CPU)
+        if pruning is not None:
+            Pruner(pruning, learner, lambda *_, **__: None).begin(0)
         outcomes = [train(settings, learner, step) for step in range(1, STEPS + 1)]
         held = [(one, one.parameter.detach().float()) for one in learner.stage.held]
         return [(outcome.loss, outcome.grad_norm) for outcome in outcomes], held
@@ -224,6 +227,20 @@ def test_training_does_not_depend_on_the_decomposition(own, degrees):
     """Shapes differ at every boundary, and one is crossed by a float and an int tensor."""
     found, wanted = (trained(own(), one) for one in (Decomposition(**degrees), SERIAL))
     assert_alike(found, wanted, 2e-6)
+
+
+@pytest.mark.parametrize("degrees", [{"data": 2, "zero": 1}, {"pipeline": 3, "interleave": 2}], ids=str)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_pruned_training_does_not_depend_on_the_decomposition(own, scope, degrees):
+    """What has more than two dimensions counts as a matrix; all gradients come by autograd."""
+    pruning = Pruning(sparsity=0.5, scope=scope)
+    found, wanted = (trained(own(), one, pruning) for one in (Decomposition(**degrees), SERIAL))
+    assert_alike(found, wanted, 2e-6)
+    dense = trained(own(), SERIAL)[1]
+    matrices = {name: values for name, values in found[1].items() if values.dim() == 2}
+    gone = sum(int((values == 0).sum()) for values in matrices.values())
+    assert gone == pytest.approx(0.5 * sum(values.numel() for values in matrices.values()), rel=0.02)
+    assert not any((dense[name] == 0).any() for name in matrices)
 
 
 def test_stages_are_cut_by_the_costs_that_are_given(own):

@@ -11,6 +11,8 @@ from hpcdl.spec.entry import AnyModel
 from hpcdl.spec.frozen import Frozen
 
 MANIFEST = "manifest.json"
+INDEX = "index"
+"""The kind of tensor, int32, that says where in the span the elements of the others are."""
 FORMAT = 2  # 1 was a pickle a rank, for the same decomposition only
 _STEP_FOLDER = re.compile(r"\d+")
 _UNFINISHED = re.compile(r"\.(\d+)\.[0-9a-f]+\.part")
@@ -29,6 +31,11 @@ class Entry(Frozen):
     def region(self) -> Region:
         """Which elements of the parameter."""
         return Region.of(self.block, self.span)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether its tensors have the kept elements only, and an index says which."""
+        return INDEX in self.kinds
 
     def key(self, kind: str) -> str:
         """The name of one of its tensors in the shard."""
@@ -58,6 +65,11 @@ class Manifest(Frozen):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The full shape of every parameter."""
         return {entry.name: entry.shape for shard in self.shards for entry in shard.entries}
+
+    @property
+    def pruned(self) -> bool:
+        """Whether anything is."""
+        return any(entry.pruned for shard in self.shards for entry in shard.entries)
 
 
 def parse(text: str) -> Manifest:

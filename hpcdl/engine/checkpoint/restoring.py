@@ -9,12 +9,16 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from hpcdl.engine.checkpoint import shards
-from hpcdl.engine.checkpoint.manifest import Entry, Manifest
+from hpcdl.engine.checkpoint import pruned, shards
+from hpcdl.engine.checkpoint.manifest import INDEX, Entry, Manifest
 from hpcdl.engine.checkpoint.overlap import Copy, copies
-from hpcdl.engine.tensor.parameters import Part
+from hpcdl.engine.tensor.parameters import Held, Part
 from hpcdl.engine.topology import Topology
 from hpcdl.errors import EngineError
+
+MASK = "mask"
+"""The kind of tensor to ask for where the kept elements shall be true and others false; none is stored."""
+Read = Callable[[str, slice], torch.Tensor]  # the key of a tensor, and which elements of it
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Target:
 
     entry: Entry
     tensors: dict[str, torch.Tensor]
+    index: torch.Tensor | None = None  # int32, where in the span the elements of the tensors are; None: all
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,26 @@ class _Piece:
     source: Entry
     copies: list[Copy]
 
-    def bring(self, read: Callable[[str, slice], torch.Tensor]) -> None:
+    def bring(self, read: Read) -> None:
         """Read the run of elements that spans all copies, once a kind, and copy each."""
         start = min(copy.source for copy in self.copies)
         stop = max(copy.source_stop for copy in self.copies)
         for kind, tensor in self.target.tensors.items():
-            elements = read(self.source.key(kind), slice(start, stop))
+            elements = self._elements(kind, slice(start, stop), read)
             for copy in self.copies:
-                _copy(copy, elements, start, tensor)
+                if self.target.index is None:
+                    _copy(copy, elements, start, tensor)
+                else:
+                    pruned.compress(copy, elements[copy.source - start :], tensor, self.target.index)
+
+    def _elements(self, kind: str, where: slice, read: Read) -> torch.Tensor:
+        """A run of elements of the source, with zeros where it is pruned."""
+        key, everything = self.source.key, slice(None)
+        if not self.source.pruned:
+            return torch.ones(where.stop - where.start) if kind == MASK else read(key(kind), where)
+        index = read(key(INDEX), everything)
+        values = torch.ones(len(index)) if kind == MASK else read(key(kind), everything)
+        return pruned.expanded(self.source, values, index)[where]
 
 
 def _copy(copy: Copy, elements: torch.Tensor, start: int, target: torch.Tensor) -> None:
@@ -51,12 +68,34 @@ def _copy(copy: Copy, elements: torch.Tensor, start: int, target: torch.Tensor) 
     target.as_strided(shape, (copy.target_stride, 1), offset + copy.target).copy_(theirs)
 
 
+def whole_of(held: Held, topology: Topology, tensors: dict[str, torch.Tensor]) -> Target:
+    """All that a rank holds of a parameter, to be filled into flat ``tensors``."""
+    part = Part(held.name, held.sharding, held.sharding.span(topology), tensors, writes=False)
+    return Target(shards.entry_of(part, topology), tensors)
+
+
+def masks_of(
+    folder: Path, manifest: Manifest, held: Sequence[Held], topology: Topology
+) -> dict[str, torch.Tensor]:
+    """Flat masks of what a rank holds, of the parameters that are pruned in a checkpoint.
+
+    Raises:
+        EngineError: the checkpoint does not hold all of it, or masks that do not fit the model.
+    """
+    names = {entry.name for shard in manifest.shards for entry in shard.entries if entry.pruned}
+    found = [one for one in held if one.name in names]
+    masks = {one.name: torch.zeros(one.parameter.numel(), dtype=torch.bool) for one in found}
+    fill(folder, manifest, [whole_of(one, topology, {MASK: masks[one.name]}) for one in found])
+    return masks
+
+
 def targets_of(parts: Sequence[Part], topology: Topology, kinds: Sequence[str] | None = None) -> list[Target]:
     """What a rank wants filled of its ``parts``: everything, or only tensors of some kinds."""
     return [
         Target(
             shards.entry_of(part, topology),
             {kind: tensor for kind, tensor in part.tensors.items() if kinds is None or kind in kinds},
+            part.index,
         )
         for part in parts
     ]
@@ -92,7 +131,8 @@ def _pieces(target: Target, sources: Sequence[tuple[str, Entry]]) -> list[tuple[
 
 def _check_whole(folder: Path, target: Target, pieces: Sequence[_Piece]) -> None:
     for kind in target.tensors:
-        held = sum(copy.elements for piece in pieces if kind in piece.source.kinds for copy in piece.copies)
+        able = [piece for piece in pieces if kind == MASK or kind in piece.source.kinds]
+        held = sum(copy.elements for piece in able for copy in piece.copies)
         if held != target.entry.region.elements:
             raise EngineError(
                 f"checkpoint {folder} holds {held} of {target.entry.region.elements} elements of "
@@ -109,5 +149,10 @@ def _read(path: Path, pieces: Sequence[_Piece]) -> None:
     except shards.FAILURES as error:
         raise EngineError(
             f"{path} cannot be read: {error}",
+            f"move {path.parent} away to go on from the checkpoint before it",
+        ) from None
+    except pruned.MisfitError as error:
+        raise EngineError(
+            f"the masks in {path} do not fit the model: {error}",
             f"move {path.parent} away to go on from the checkpoint before it",
         ) from None

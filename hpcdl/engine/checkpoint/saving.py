@@ -64,16 +64,24 @@ class Saver:
             self._pending = None
 
     def _copy(self, parts: Sequence[Part], entries: Sequence[Entry]) -> None:
-        """Into memory that is allocated once and, where the parts lie on a GPU, pinned."""
-        on_gpu = False
-        for part, entry in zip(parts, entries, strict=True):
-            for kind, tensor in part.tensors.items():
-                on_gpu = on_gpu or tensor.is_cuda
-                if entry.key(kind) not in self._memory:
-                    self._memory[entry.key(kind)] = torch.empty(tensor.shape, pin_memory=tensor.is_cuda)
-                self._memory[entry.key(kind)].copy_(tensor.detach(), non_blocking=True)
-        if on_gpu:
+        """Into memory that is allocated once, or when less is kept; pinned where they lie on a GPU."""
+        tensors = {
+            entry.key(kind): tensor.detach()
+            for part, entry in zip(parts, entries, strict=True)
+            for kind, tensor in shards.tensors_of(part).items()
+        }
+        self._memory = {key: self._room(key, tensor) for key, tensor in tensors.items()}
+        for key, tensor in tensors.items():
+            self._memory[key].copy_(tensor, non_blocking=True)
+        if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()
+
+    def _room(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What the last save used, unless pruning has changed it since."""
+        room = self._memory.get(key)
+        if room is None or room.shape != tensor.shape:
+            room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return room
 
     def _save(self, head: Manifest, entries: Sequence[Entry]) -> None:
         problem = self._write(self._desk.unfinished(head.step), entries)

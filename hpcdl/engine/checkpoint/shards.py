@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from hpcdl.engine.checkpoint.manifest import Entry, Shard, index_name, shard_name
+from hpcdl.engine.checkpoint.manifest import INDEX, Entry, Shard, index_name, shard_name
 from hpcdl.engine.tensor.parameters import Part
 from hpcdl.engine.topology import Topology
 from hpcdl.telemetry import write_whole
@@ -30,8 +30,13 @@ def entry_of(part: Part, topology: Topology) -> Entry:
         shape=part.sharding.shape,
         block=tuple((piece.start, piece.stop) for piece in block),
         span=(part.span.start, part.span.stop),
-        kinds=tuple(part.tensors),
+        kinds=tuple(tensors_of(part)),
     )
+
+
+def tensors_of(part: Part) -> dict[str, torch.Tensor]:
+    """Everything that a shard holds of ``part``, by kind."""
+    return part.tensors if part.index is None else {**part.tensors, INDEX: part.index}
 
 
 def write(folder: Path, rank: int, entries: Sequence[Entry], tensors: Mapping[str, torch.Tensor]) -> None:

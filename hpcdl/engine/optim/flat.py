@@ -30,6 +30,7 @@ SLOTS = 2
 """Buckets that are under way at once where state lies on the host: each is half of what is asked for."""
 
 _BYTES = 4  # of an fp32 gradient
+KINDS = ("master", "exp_avg", "exp_avg_sq")  # what must be kept of every element
 _AXES = {"data": ("data",), "batch": ("data", "z")}
 """Along which axes the ranks of a group of gradients lie."""
 
@@ -124,10 +125,14 @@ class Bucket:
         if self.parameter is not self.master:
             self.parameter.copy_(self.master)
 
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """What must be kept, by kind."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
     def kept(self, run: Run) -> dict[str, torch.Tensor]:
         """What must be kept of a run, as live views."""
-        tensors = {"master": self.master, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-        return {name: tensor[run.at] for name, tensor in tensors.items()}
+        return {kind: tensor[run.at] for kind, tensor in self.state.items()}
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,10 @@ class Flat:
             self._chunk(layout, *buffers[layout.line.kind])
             for layout in chunks(made, pieces, cut.elements, cut.buckets_per_chunk)
         ]
+        self._places: dict[str, list[tuple[Bucket, Run]]] = {}
+        for bucket in self.buckets:
+            for run in bucket.runs:
+                self._places.setdefault(run.name, []).append((bucket, run))
 
     def _kind(self, held: Held) -> Kind:
         # Where nothing is cut over z the two groups are the same ranks, and fewer lines are fewer reductions.
@@ -319,6 +328,19 @@ class Flat:
         if self.thrift.host is not None:
             self.thrift.host.settle()
 
+    def places(self, name: str) -> Sequence[tuple[Bucket, Run]]:
+        """Where the elements of a parameter are that this rank updates."""
+        return self._places.get(name, ())
+
+    def elements(self, name: str) -> int:
+        """Of a parameter, those that are trained."""
+        return self.thrift.elements(self._slots[name].held)
+
+    def peers(self, name: str) -> Peers | None:
+        """Who shares the state of a parameter; None: this rank keeps all of what it holds."""
+        shared = (chunk for chunk in self.chunks if chunk.sharded and name in chunk.names)
+        return next((chunk.peers for chunk in shared), None)
+
     def parts(self) -> Iterator[Part]:
         """What must be kept of the elements this rank updates."""
         self.settle()
@@ -326,21 +348,23 @@ class Flat:
             spread = _AXES[chunk.kind.group] if chunk.sharded else ()
             for bucket in chunk.buckets:
                 for run in bucket.runs:
-                    yield self._part(bucket, run, spread)
+                    yield self._part(run, bucket.kept(run), spread)
+        for slot in self.slots:
+            if slot.kept is not None and not slot.kept.count:  # it lies in no bucket
+                nothing = {kind: slot.gradient.float() for kind in KINDS}
+                yield self._part(Run(slot.name, 0, slice(0, 0)), nothing, ())
 
-    def _part(self, bucket: Bucket, run: Run, spread: tuple[str, ...]) -> Part:
+    def _part(self, run: Run, tensors: dict[str, torch.Tensor], spread: tuple[str, ...]) -> Part:
         held, kept = self._slots[run.name].held, self.thrift.kept.get(run.name)
         stop = run.begin + _length(run.at)
         span = slice(run.begin, stop) if kept is None else kept.span(run.begin, stop)
         start = held.sharding.span(self._topology).start
-        copying = [axis for axis in held.sharding.copying if axis not in spread]
-        first = not any(self._topology.index(axis) for axis in copying)
         return Part(
             held.name,
             held.sharding,
             slice(start + span.start, start + span.stop),
-            bucket.kept(run),
-            first and (self._topology.is_first or not held.shared),
+            tensors,
+            held.is_first(self._topology, spread),
             None if kept is None else kept.index[run.begin : stop] - span.start,
         )
 

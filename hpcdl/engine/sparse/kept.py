@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+_AT_ONCE = 1024**2  # elements
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -37,7 +39,7 @@ class Kept:
     def mask(self) -> torch.Tensor:
         """Flat and boolean, true where an element is kept."""
         mask = torch.zeros(self.elements, dtype=torch.bool, device=self.index.device)
-        mask[self.index] = True
+        self.expand(mask, mask.new_ones(self.count), 0)
         return mask
 
     def compress(self, dense: torch.Tensor) -> torch.Tensor:
@@ -46,7 +48,11 @@ class Kept:
 
     def expand(self, dense: torch.Tensor, values: torch.Tensor, begin: int) -> None:
         """Write ``values``, kept elements from the ``begin``-th on, to their places in ``dense``."""
-        dense.view(-1)[self.index[begin : begin + values.numel()]] = values
+        flat, index = dense.view(-1), self.index[begin : begin + values.numel()]
+        # torch writes by int64 indices only, which would be more than all else that is kept of an element.
+        for start in range(0, values.numel(), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            flat.index_copy_(0, index[some].long(), values[some])
 
     def span(self, begin: int, stop: int) -> slice:
         """The elements of the parameter that go with the kept ones from ``begin`` to ``stop``.

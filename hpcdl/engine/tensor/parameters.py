@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -52,6 +52,16 @@ class Held:
     def decay(self) -> bool:
         """Whether weight decay applies: to matrices only."""
         return len(self.sharding.shape) == 2
+
+    def is_first(self, topology: Topology, spread: Sequence[str] = ()) -> bool:
+        """Whether a rank is the one that speaks for its elements among all that hold the same.
+
+        Args:
+            topology: where the rank sits.
+            spread: axes along which the elements are shared out, although the parameter is copied there.
+        """
+        copying = [axis for axis in self.sharding.copying if axis not in spread]
+        return not any(map(topology.index, copying)) and (topology.is_first or not self.shared)
 
 
 @dataclass(frozen=True)
