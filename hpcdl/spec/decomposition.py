@@ -235,18 +235,7 @@ RULES: tuple[Rule, ...] = (
 )
 """What every decomposition of a model must satisfy, whatever engine runs it."""
 
-ENGINE_RULES: tuple[Rule, ...] = (
-    Rule(
-        "engine: offload",
-        lambda d, model, batch: d.offload == "none",
-        "offload {d.offload}: the bundled engine does not keep optimizer state in CPU memory yet, only none",
-    ),
-    Rule(
-        "engine: offload_activations",
-        lambda d, model, batch: not d.offload_activations,
-        "offload_activations: the bundled engine does not do that yet",
-    ),
-)
+ENGINE_RULES: tuple[Rule, ...] = ()
 """What the bundled engine can run today; the planner proposes nothing else."""
 
 
