@@ -17,10 +17,13 @@ from hpcdl.spec.training import Optimizer, Training
 RATE = 1e-3
 
 
-def step_of(transport: Transport, model: Model, decomposition: Decomposition, rows: int) -> Step:
-    """The engine's step in fp32, without clipping, as the peers do it."""
+def step_of(
+    transport: Transport, model: Model, decomposition: Decomposition, rows: int, **settings: object
+) -> Step:
+    """The engine's step in fp32, without clipping, as the peers do it; ``settings`` are of the training."""
     optimizer = Optimizer(lr=RATE, weight_decay=0.1, clip=0.0)
-    training = Training(global_batch=rows, precision="fp32", optimizer=optimizer, seed=plain.SEED)
+    common = dict(global_batch=rows, precision="fp32", optimizer=optimizer, seed=plain.SEED)
+    training = Training.model_validate({**common, **settings})
     experiment = Experiment(model=model, data=Data(source="stdlib"), training=training)
     learner = Learner(experiment, decomposition, transport, torch.device("cpu"))
     shard, shards = learner.topology.batch_shard, decomposition.batch_shards

@@ -49,8 +49,12 @@ def savings(case: Case, chosen: Decomposition, rivals: Candidates) -> dict[str, 
 
 
 def related(chosen: Decomposition, candidates: Candidates) -> Candidates:
-    """Those with the tensor axes, microbatch and recomputation of ``chosen``, and what is not searched."""
-    return replace(candidates.take(_alike(Candidates.of(chosen), candidates)), common=chosen)
+    """Those with the tensor axes, microbatch and recomputation of ``chosen``, and what is not searched.
+
+    As many microbatches are in flight as keep each pipeline busy.
+    """
+    common = chosen.model_copy(update={"in_flight": None})
+    return replace(candidates.take(_alike(Candidates.of(chosen), candidates)), common=common)
 
 
 def _plainer(case: Case, chosen: Decomposition) -> Iterator[tuple[str, Case, Decomposition]]:

@@ -283,12 +283,13 @@ def test_a_plan_says_what_offload_made_possible(site_with, experiment_of):
 def test_an_explicit_pipeline_says_how_deep_it_would_be_without(site_with, experiment_of):
     """As in AxoNN's paper: the scratch pad makes a shorter pipeline possible."""
     shape = dict(layers=24, hidden=2048, heads=16, vocab=51200, sequence=1024)
-    asked = {"pipeline": 2, "data": 4, "offload": "optimizer", "recompute": "full"}
+    asked = {"pipeline": 2, "data": 4, "offload": "optimizer", "recompute": "full", "in_flight": 2, "zero": 1}
     found = plan(experiment_of(batch=64, parallelism=asked, **shape), site_with("8GiB"), 8)
     assert found.infeasible is None
     left = found.without["offload"]
     assert not left.fits
     assert left.shallowest.decomposition.pipeline > 2
+    assert (left.shallowest.decomposition.in_flight, left.shallowest.decomposition.zero) == (None, 1)
     text = "\n".join(explain(found))
     assert "without offload it would not fit: " in text
     assert f"the shortest pipeline that fits otherwise alike: {left.shallowest.decomposition}" in text
