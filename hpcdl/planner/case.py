@@ -16,7 +16,7 @@ from hpcdl.units import GB, TERA, parse_bytes
 # A100s of Perlmutter and Polaris).
 _HOST_LINK = 15.75  # GB/s in one direction
 _HOST_MEMORY = 204.8  # GB/s
-# Page-locked copies reach 12 of PCIe 3's 15.75 GB/s and 25 of PCIe 4's 31.5 (CUDA's bandwidthTest).
+# Page-locked copies reach 11 to 12 of PCI Express 3's 15.75 GB/s (reports of CUDA's bandwidthTest).
 _HOST_LINK_EFFICIENCY = 0.78
 _HOST_MEMORY_EFFICIENCY = 0.6  # as the profile of a CPU
 

@@ -51,7 +51,7 @@ def _state_bytes(case: Case, chosen: Decomposition) -> float:
 def _large_bucket(case: Case, chosen: Decomposition) -> Iterator[str]:
     c = Candidates.of(chosen)
     parameters, bucket = int(largest_shard(case, c)[0]), state.bucket_elements(case)
-    if chosen.offload != "optimizer" or bucket <= parameters:
+    if chosen.offload == "none" or bucket <= parameters:
         return
     mib = case.training.bucket_mib
     yield (

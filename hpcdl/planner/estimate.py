@@ -40,7 +40,7 @@ FORMULAS = {
     "tied embedding": "all-reduce of V·h/(x·y·z) gradients between the first and the last stage",
     "world all-reduce": "loss and gradient norm: 2·log2(ranks)·latency",
     "optimizer": "parameters of a rank · bytes an update / memory rate",
-    "offloaded update": "24 bytes a parameter / host link; or gradients, weights / host link, 40 / host rate",
+    "offloaded update": "12 bytes a parameter / host link + half of optimizer; or 40 bytes / host rate",
     "expansion": "pruning: bytes of the weights, the index and what is kept / memory rate",
     "step overhead": "once a step, from the profile",
     "weights": "parameters of a rank · (fp32 4, bf16 2) bytes; kept elements of pruned ones once more",
@@ -268,7 +268,7 @@ def _after_backward(case: Case, fabric: Fabric, backward: Floats) -> list[Term]:
     elements = offload.largest_shard(case, c)
     reduction, last_chunk = comm.gradient_reduction(fabric, elements)
     exposed = np.maximum(last_chunk, reduction - case.profile.overlap * backward)
-    update = offload.update(case, c, elements / (c.data if c.zero else 1))
+    own = elements / (c.data if c.zero else 1)
     pruned = np.maximum(*(state.shard(case, c, is_last=end).pruned for end in (False, True)))
     same: Ints = np.ones(len(c), dtype=np.int64)
     return [
@@ -276,8 +276,8 @@ def _after_backward(case: Case, fabric: Fabric, backward: Floats) -> list[Term]:
         Term("parameter gather", c.zero * fabric.gather(elements * case.element_bytes, "data")),
         Term("tied embedding", comm.tied_embedding(fabric)),
         Term("world all-reduce", same * fabric.world()),
-        Term("optimizer", update.device),
-        Term("offloaded update", update.offloaded),
+        Term("optimizer", (c.offloaded == 0) * case.crowding * compute.optimizer(case, own)),
+        Term("offloaded update", (c.offloaded > 0) * offload.update(case, c, own)),
         Term("expansion", offload.expansion(case, pruned)),
         Term("step overhead", same * case.profile.step_overhead_s),
     ]

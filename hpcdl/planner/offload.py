@@ -5,9 +5,11 @@ again in backward, and their gradient goes back; with ``offload_activations`` wh
 goes in forward and comes back in backward. All of it runs beside the layer before or after, so what counts is
 what takes longer than the layer; the link carries both directions at once.
 
-Per step: weights are updated on the device, which fetches 12 bytes a parameter and writes them back, or on
-the host, whose cores stream what an update reads and writes, with gradients going down and weights coming up;
-``training.offload_step`` decides, or else the faster. Weights that live on the host are updated there.
+Per step: weights are updated on the device, which fetches 12 bytes a parameter and writes them back, two
+buckets at a time, so that each goes through half of that and of the computing; or on the host, whose cores
+stream what an update reads and writes while gradients go down and weights come up. ``training.offload_step``
+decides, or else the faster. Weights that live on the host are updated there; to be summed over data their
+gradients go to the device and back, which nothing hides.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from hpcdl.planner.case import Case
 from hpcdl.planner.comm import Fabric
 from hpcdl.planner.space import Bools, Candidates, Floats
 
-_FETCHED = 24  # bytes of main copy and moments, both ways
+_FETCHED = 12  # bytes of main copy and moments, one way
 _STREAMED = 40  # bytes of host memory an update takes a parameter, clipping included; measured on a CPU
 
 
@@ -54,26 +56,20 @@ def _copies(case: Case, c: Candidates, elements: Floats, kept: Floats) -> Copies
     return Copies(forward / case.host_link, backward / case.host_link)
 
 
-@dataclass(frozen=True)
-class Update:
-    """Seconds of one update: what the device computes, and what offloaded state adds."""
-
-    device: Floats
-    offloaded: Floats
-
-
-def update(case: Case, c: Candidates, elements: Floats) -> Update:
-    """The update of so many ``elements`` a rank."""
+def update(case: Case, c: Candidates, elements: Floats) -> Floats:
+    """Seconds in which so many ``elements`` a rank are updated whose state lies on the host."""
     computed = case.crowding * compute.optimizer(case, elements)
     fetched = elements * _FETCHED / case.host_link
     gradient = state.gradient_bytes(case, c, state.sparsity(case))
     moved = elements * (gradient + case.element_bytes) / case.host_link
     streamed = case.crowding * elements * _STREAMED / case.host_rate
-    choice = case.training.offload_step
-    faster = choice == "host" or (choice == "auto") & (moved + streamed < computed + fetched)
-    on_host = (c.offloaded == state.PARAMETERS) | ((c.offloaded == state.OPTIMIZER) & faster)
-    added = np.where(c.offloaded == 0, 0.0, np.where(on_host, moved + streamed, fetched))
-    return Update(~on_host * computed, added)
+    ways = {
+        "device": np.maximum(computed, fetched + computed / 2),
+        "host": np.maximum(moved, streamed),
+    }
+    chosen = ways.get(case.training.offload_step, np.minimum(ways["device"], ways["host"]))
+    resident = np.where(c.data > 1, moved + streamed, ways["host"])
+    return np.where(c.offloaded == state.PARAMETERS, resident, chosen)
 
 
 def compression(case: Case, c: Candidates) -> Floats:
@@ -163,9 +159,10 @@ def _may_pay(case: Case, c: Candidates) -> Bools:
 def _unhidden(case: Case, c: Candidates) -> Floats:
     fabric = Fabric(case, c)
     elements = largest_shard(case, c)
-    changed = update(case, c, elements / (c.data if c.zero else 1))
+    own = elements / (c.data if c.zero else 1)
+    changed = np.where(c.offloaded > 0, update(case, c, own), case.crowding * compute.optimizer(case, own))
     reduction, _ = comm.gradient_reduction(fabric, elements)
-    return reduction + comm.tied_embedding(fabric) + changed.device + changed.offloaded
+    return reduction + comm.tied_embedding(fabric) + changed
 
 
 def largest_shard(case: Case, c: Candidates) -> Floats:

@@ -5,7 +5,8 @@ with fp32 gradients and a fp32 main copy. Where memory is saved gradients have t
 
 ``offload: optimizer`` keeps the 12 bytes of main copy and moments on the host and brings them over bucket by
 bucket: 4 bytes a parameter and 16 an element of a bucket (Singh and Bhatele, IPDPS 2022, section V-B).
-``offload: parameters`` keeps matrices and their gradients there too, but for the layer in use and the next.
+``offload: parameters`` keeps matrices and their gradients there too, but for the matrix in use and the next;
+in fp32 they are their own main copy there.
 
 Pruning keeps dense weights, and of everything else only what is not pruned, with an index of 4 bytes: 2 + 20f
 bytes a parameter in bf16, f the kept share (SAMO, IPDPS 2023, equations 1 to 5: 2 + 24f with fp32 gradients
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 
 import numpy as np
 
 from hpcdl.planner.case import Case
 from hpcdl.planner.space import Candidates, Floats, Ints
+from hpcdl.spec.model import Model
 from hpcdl.spec.partition import stage_layers
 from hpcdl.spec.training import Pruning
 from hpcdl.units import MIB
@@ -45,6 +48,7 @@ class Shard:
     embedding: Floats
     head: Floats  # 0 where it is the embedding itself
     vectors: Floats  # norms, biases and positions
+    in_use: Floats  # the largest two matrices that are used one after the other
     pruned: Floats  # of the matrices, those that lose elements, before they do
 
     @property
@@ -56,16 +60,6 @@ class Shard:
     def parameters(self) -> Floats:
         """All together."""
         return self.matrices + self.vectors
-
-    @property
-    def in_use(self) -> Floats:
-        """The matrices of two neighbouring layers, or of one and the embedding or head."""
-        return np.minimum(self.matrices, self.layer + self.largest)
-
-    @property
-    def largest(self) -> Floats:
-        """The matrices of a layer, or the embedding or head."""
-        return np.maximum(self.layer, np.maximum(self.embedding, self.head))
 
 
 def layers_of_stages(case: Case, c: Candidates) -> tuple[Ints, Ints]:
@@ -96,7 +90,7 @@ def shard(case: Case, c: Candidates, *, is_last: bool) -> Shard:
     norm = model.head_parameters - (0 if model.tied else model.vocab * model.hidden)
     # A tied head is the embedding itself in a pipeline of one stage and a copy of it otherwise.
     own_head = ends * (~alone if model.tied else np.ones(len(c), dtype=np.bool_))
-    layer = sum(matrix.rows * matrix.columns for matrix in model.layer_matrices) / c.tensor
+    layer = sum(_sizes(model)) / c.tensor
     held = (layers * layer, begins * vocabulary, own_head * vocabulary)
     return Shard(
         layers=layers,
@@ -104,6 +98,7 @@ def shard(case: Case, c: Candidates, *, is_last: bool) -> Shard:
         embedding=held[1],
         head=held[2],
         vectors=layers * _layer_vectors(case, c) + begins * (positions / c.y) + ends * (norm / c.y),
+        in_use=_in_use(model, c, held[1], held[2]),
         pruned=sum(
             (share * part for share, part in zip(_pruned_shares(case), held, strict=True)), 0.0 * layer
         ),
@@ -146,24 +141,26 @@ def on_device(case: Case, c: Candidates, held: Shard, sparsity: float) -> dict[s
     away = c.offloaded == PARAMETERS
     trained, copies = kept(held, sparsity), _copies(held, sparsity)
     weights = held.vectors + np.where(away, held.in_use, held.matrices + copies)
-    gradients = np.where(away, held.vectors + held.largest, trained)
+    gradients = np.where(away, held.vectors, trained)
     return {
         "weights": element * weights,
         "gradients": gradient * gradients,
         "optimizer state": (c.offloaded == 0) * (8 if element == 4 else 12) * trained / _owners(c),
         "sparse index": _INDEX * copies,
-        "update staging": _staged_bytes(case, c, sparsity) * _bucket(case, c, trained),
+        "update staging": _staged_bytes(case, c, sparsity)
+        * _bucket(case, c, np.where(away, held.vectors, trained)),
     }
 
 
 def on_host(case: Case, c: Candidates, held: Shard, sparsity: float) -> Floats:
     """Bytes that lie in the memory of the host instead."""
     element, gradient = case.element_bytes, gradient_bytes(case, c, sparsity)
-    copies = _copies(held, sparsity)
-    trained = kept(held, sparsity)
-    matrices = element * (held.matrices + copies) + gradient * (trained - held.vectors)
-    state = (c.offloaded > 0) * _STATE * trained / _owners(c)
-    return state + np.where(c.offloaded == PARAMETERS, matrices, 0.0)
+    trained, copies = kept(held, sparsity), _copies(held, sparsity)
+    state = _STATE * trained / _owners(c)
+    matrices = trained - held.vectors
+    mains = (4 if element == 4 else 0) * matrices / _owners(c)
+    weights = element * (held.matrices + copies) + gradient * matrices
+    return np.select([c.offloaded == OPTIMIZER, c.offloaded == PARAMETERS], [state, state - mains + weights])
 
 
 def bucket_elements(case: Case) -> int:
@@ -178,7 +175,7 @@ def _bucket(case: Case, c: Candidates, trained: Floats) -> Floats:
 def _staged_bytes(case: Case, c: Candidates, sparsity: float) -> Ints:
     """Bytes on the device of one element of the bucket that is being updated."""
     gradient = 4 if sparsity > 0 and case.element_bytes == 2 else 0
-    return np.where(c.offloaded == OPTIMIZER, _STAGED, np.where(c.offloaded == 0, gradient, 0))
+    return np.where(c.offloaded > 0, _STAGED, gradient)
 
 
 def _copies(held: Shard, sparsity: float) -> Floats:
@@ -189,6 +186,18 @@ def _copies(held: Shard, sparsity: float) -> Floats:
 def _owners(c: Candidates) -> Ints | int:
     """Ranks that share the optimizer state of the same weights."""
     return c.data if c.zero else 1
+
+
+def _sizes(model: Model) -> list[int]:
+    """Elements of the matrices of a layer, in the order of their use."""
+    return [matrix.rows * matrix.columns for matrix in model.layer_matrices]
+
+
+def _in_use(model: Model, c: Candidates, embedding: Floats, head: Floats) -> Floats:
+    sizes = _sizes(model)
+    within = max(one + following for one, following in pairwise([*sizes, sizes[0]])) / c.tensor
+    at_ends = np.maximum(embedding + sizes[0] / c.tensor, head + sizes[-1] / c.tensor)
+    return np.maximum(within, at_ends)
 
 
 def _layer_vectors(case: Case, c: Candidates) -> Floats:
@@ -209,7 +218,7 @@ def _pruned_shares(case: Case) -> tuple[float, float, float]:
     def goes(name: str) -> bool:
         return not any(fnmatchcase(name, pattern) for pattern in pruning.exclude)
 
-    sizes = [matrix.rows * matrix.columns for matrix in model.layer_matrices]
+    sizes = _sizes(model)
     gone = sum(
         size * goes(f"layers.{layer}.{matrix.name}.weight")
         for layer in range(model.layers)

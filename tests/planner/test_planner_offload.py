@@ -79,17 +79,25 @@ def test_zero_shares_what_lies_on_the_host(case_on):
     assert shared == pytest.approx(whole / 8)
 
 
-def test_offloaded_parameters_leave_two_layers_and_the_vectors(case_on):
+@pytest.mark.parametrize(("precision", "weight"), [("fp32", 4), ("bf16", 2)])
+def test_offloaded_parameters_leave_two_matrices_and_the_vectors(case_on, precision, weight):
+    """16 bytes a parameter of matrices are on the host: in fp32 they are their own main copy there."""
     model = Model(layers=64, hidden=2048, heads=16, vocab=512, sequence=1024)
-    case = case_on(model=model)
-    matrices = 12 * 2048**2
-    vectors = 64 * 13 * 2048 + 1024 * 2048 + 2 * 2048
+    case = case_on(model=model, training=Training(precision=precision))
+    matrices = 64 * 12 * 2048**2 + 512 * 2048
+    vectors = model.parameters - matrices
     held = one(case, offload="parameters")
-    assert held["weights"] == pytest.approx(2 * (2 * matrices + vectors))
-    assert held["gradients"] == pytest.approx(2 * (matrices + vectors))
-    assert held["update staging"] == 0
-    everything = 64 * matrices + 512 * 2048
-    assert on_host(case, offload="parameters") == pytest.approx(12 * model.parameters + 4 * everything)
+    assert held["weights"] == pytest.approx(weight * (8 * 2048**2 + vectors))
+    assert held["gradients"] == pytest.approx(weight * vectors)
+    assert held["update staging"] == 4 * 6.25 * 2**20
+    assert on_host(case, offload="parameters") == pytest.approx(16 * matrices + 12 * vectors)
+
+
+def test_an_embedding_in_use_is_larger_than_two_matrices_of_a_layer(case_on):
+    model = Model(layers=2, hidden=256, heads=4, vocab=32000, sequence=128)
+    vectors = model.parameters - 2 * 12 * 256**2 - 32000 * 256
+    held = one(case_on(model=model), offload="parameters")
+    assert held["weights"] == pytest.approx(2 * (32000 * 256 + 3 * 256**2 + vectors))
 
 
 def test_what_is_on_the_host_and_the_device_is_all_that_was_on_the_device(case_on):
@@ -157,10 +165,14 @@ def test_the_update_is_made_where_it_is_faster_or_where_it_is_asked_for(case_on,
         chosen, other, auto = (update(step, link) for step in (better, worse, "auto"))
         assert auto == chosen
         assert sum(auto.values()) < sum(other.values())
-    assert update("host", fast)["optimizer"] == 0
-    fetched = update("device", fast)
-    assert fetched["offloaded update"] == pytest.approx(24 * MODEL.parameters / (400e9 * 0.78))
-    assert fetched["optimizer"] == seconds(case_on(model=MODEL))["optimizer"]
+    assert update("host", slow)["optimizer"] == update("device", slow)["optimizer"] == 0
+    beside = seconds(case_on(model=MODEL))["optimizer"]
+    fetched = 12 * MODEL.parameters / (2e9 * 0.78)
+    assert update("device", slow)["offloaded update"] == pytest.approx(fetched + beside / 2)
+    assert update("device", 1e6)["offloaded update"] == pytest.approx(beside)
+    assert update("host", slow)["offloaded update"] == pytest.approx(fetched / 3)
+    streamed = 40 * MODEL.parameters / (204.8e9 * 0.6 / 4)
+    assert update("host", fast)["offloaded update"] == pytest.approx(streamed)
 
 
 def test_offloaded_gradients_are_summed_in_the_type_of_the_model(case_on):
