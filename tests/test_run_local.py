@@ -256,11 +256,11 @@ def test_an_impossible_decomposition_is_refused_by_the_engine_too(hpcdl, spec, t
     """Nothing may run silently in another shape: a resolved.json changed by hand is refused by name."""
     folder = prepared(spec, tmp_path)
     resolved = json.loads(folder.resolved.read_text())
-    resolved["decomposition"] |= {"data": 1, "x": 2, "offload": "optimizer"}
+    resolved["decomposition"] |= {"data": 1, "x": 2, "recompute": "full", "recompute_every": 99}
     resolved["experiment"]["model"] |= {"heads": 1, "kv_heads": 1}
     folder.resolved.write_text(json.dumps(resolved))
     workflow.submit(folder)
     wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run")
     reason = json.loads(hpcdl("status", "last", "--json").stdout)["first_failure"]["reason"]
     assert "kv_heads 1 is not divisible by x 2" in reason
-    assert "offload optimizer" in reason
+    assert "recompute_every 99 is more than the model's" in reason

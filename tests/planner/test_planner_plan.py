@@ -178,11 +178,6 @@ def test_an_explicit_decomposition_costs_what_the_search_says(perlmutter, experi
             "data 2 × pipeline 3 × x 1 × y 1 × z 1 = 6 ranks, but the job has 8 devices",
         ),
         (
-            {"x": 1, "data": 4, "pipeline": 2, "interleave": 8, "offload": "optimizer"},
-            "layers",
-            "pipeline 2 × interleave 8 needs more layers than the model's 8",
-        ),
-        (
             {"data": 8, "microbatch": 64},
             "microbatch",
             "microbatch 64 is more than a rank's share of global_batch 32",
