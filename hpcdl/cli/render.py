@@ -103,6 +103,12 @@ def _state(state: str) -> str:
     return f"[{_COLOURS.get(state, 'red')}]{escape(state)}[/]"
 
 
+def warnings(found: Plan) -> None:
+    """What a plan warns of."""
+    for words in found.warnings:
+        warning(words, None)
+
+
 # --- plans ---------------------------------------------------------------------------------------
 
 

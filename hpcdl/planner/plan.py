@@ -16,7 +16,7 @@ from hpcdl.planner.cautions import cautions
 from hpcdl.planner.estimate import step_tree
 from hpcdl.planner.layout import check_precision, find_partition, spread
 from hpcdl.planner.rank import Candidate, Pool
-from hpcdl.planner.space import Bools, Candidates, Space, search_space, smallest
+from hpcdl.planner.space import Bools, Candidates, Space, lawful, search_space, smallest
 from hpcdl.planner.without import Without, related, savings
 from hpcdl.sites.profile import Profile, default_profile
 from hpcdl.sites.site import Site
@@ -208,7 +208,7 @@ def _related(case: Case, d: Decomposition) -> Candidates:
     """What differs from ``d`` in data and pipeline alone."""
     candidates = search_space(d.ranks, case.model, case.training.global_batch).candidates
     same = related(d, candidates)
-    return same.take(same.pipeline * same.interleave <= case.model.layers)
+    return same.take(lawful(same, case.model, case.training.global_batch))
 
 
 def _objections(case: Case, d: Decomposition) -> dict[str, str]:

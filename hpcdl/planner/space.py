@@ -195,6 +195,11 @@ def smallest(gpus: int, model: Model, global_batch: int) -> Candidates:
     return _both_recomputes(grids.take(kept))
 
 
+def lawful(candidates: Candidates, model: Model, global_batch: int) -> Bools:
+    """Those that keep every rule."""
+    return _judge(candidates, model, global_batch)[0]
+
+
 def factorisations(number: int, parts: int) -> Ints:
     """All ordered products of ``parts`` positive integers that make ``number``, shape (count, parts)."""
     result = np.ones((1, parts), dtype=np.int64)

@@ -320,6 +320,13 @@ def test_an_explicit_pipeline_says_how_deep_it_would_be_unpruned(site_with, expe
     assert "without pruning it would not fit: " in "\n".join(explain(found))
 
 
+def test_a_shorter_pipeline_keeps_the_rules_too(site_with, experiment_of):
+    """Two chunks a rank need more than one rank, so there is no pipeline of one to compare with."""
+    asked = {"pipeline": 2, "interleave": 2, "offload": "optimizer"}
+    found = plan(experiment_of(batch=64, parallelism=asked), site_with("40GiB"), 2)
+    assert found.without["offload"].shallowest.decomposition.pipeline == 2
+
+
 def test_what_does_not_fit_hears_which_offload_would_help(site_with, experiment_of):
     shape = dict(layers=24, hidden=2048, heads=16, vocab=51200, sequence=1024)
     asked = {"pipeline": 2, "data": 4, "recompute": "full"}
