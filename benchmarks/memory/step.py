@@ -15,12 +15,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from turns import Step, in_processes, report, take_turns
 
+from hpcdl.engine import pruning
+from hpcdl.engine.learner import Learner
 from hpcdl.engine.transport.base import Transport
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.model import Model
 from hpcdl.spec.training import Pruning
 
 ROWS, ROUNDS, STEPS = 4, 7, 2
+PRUNING = Pruning(sparsity=0.9)
 MODEL = Model(family="gpt", layers=8, hidden=512, heads=8, vocab=8192, sequence=64, tied=False)
 
 
@@ -49,16 +52,19 @@ def engine(transport: Transport) -> dict[str, Step]:
     optimizer = whole.model_copy(update={"offload": "optimizer"})
     parameters = whole.model_copy(update={"offload": "parameters"})
 
-    def step_of(decomposition: Decomposition, **training: object) -> Step:
-        return ours.step_of(transport, MODEL, decomposition, ROWS, **training)
+    def learner_of(decomposition: Decomposition, **settings: object) -> Learner:
+        return ours.learner_of(transport, MODEL, decomposition, ROWS, **settings)
 
-    return {
-        "hpcdl": step_of(whole),
-        "hpcdl, optimizer, host": step_of(optimizer, offload_step="host"),
-        "hpcdl, optimizer, device": step_of(optimizer, offload_step="device"),
-        "hpcdl, parameters": step_of(parameters),
-        "hpcdl, pruned by 90 %": step_of(whole, pruning=Pruning(sparsity=0.9)),
+    pruned = learner_of(whole, pruning=PRUNING)
+    pruning.Pruner(PRUNING, pruned, lambda *_, **__: None).begin(0)
+    learners = {
+        "hpcdl": learner_of(whole),
+        "hpcdl, optimizer, host": learner_of(optimizer, offload_step="host"),
+        "hpcdl, optimizer, device": learner_of(optimizer, offload_step="device"),
+        "hpcdl, parameters": learner_of(parameters),
+        "hpcdl, pruned by 90 %": pruned,
     }
+    return {name: ours.stepping(learner, MODEL, ROWS) for name, learner in learners.items()}
 
 
 def main() -> None:
