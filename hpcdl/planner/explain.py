@@ -70,7 +70,7 @@ def _without(plan: Plan) -> Iterator[str]:
     for name, left in plan.without.items():
         does = "would fit" if left.fits else "would not fit"
         yield (
-            f"without {name} it {does}: {format_bytes(left.same.memory_gib * GIB)} a rank of "
+            f"without {name} the best {does}: {format_bytes(left.same.memory_gib * GIB)} a rank of "
             f"{format_bytes(plan.budget_gib * GIB)}"
         )
         if left.shallowest is None:

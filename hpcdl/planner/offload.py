@@ -1,9 +1,9 @@
 """What offloading costs in time, and which candidates it is worth trying for.
 
 Per microbatch: with ``offload: parameters`` the weights of every layer come over the host link in forward and
-again in backward, and their gradient goes back; with ``offload_activations`` what full recomputation keeps
-goes in forward and comes back in backward. All of it runs beside the layer before or after, so what counts is
-what takes longer than the layer; the link carries both directions at once.
+again in backward, and their gradient, not yet compressed, goes back; with ``offload_activations`` what full
+recomputation keeps goes in forward and comes back in backward. All of it runs beside the layer before or
+after, so what counts is what takes longer than the layer; the link carries both directions at once.
 
 Per step: weights are updated on the device, which fetches 12 bytes a parameter and writes them back, two
 buckets at a time, so that each goes through half of that and of the computing; or on the host, whose cores
@@ -24,7 +24,7 @@ from hpcdl.planner.comm import Fabric
 from hpcdl.planner.space import Bools, Candidates, Floats
 
 _FETCHED = 12  # bytes of main copy and moments, one way
-_STREAMED = 40  # bytes of host memory an update takes a parameter, clipping included; measured on a CPU
+_STREAMED = 40  # bytes of memory that an update on cores takes a parameter, as the profile of a CPU has it
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,8 @@ def vocabulary(case: Case, c: Candidates) -> Copies:
 
 def _copies(case: Case, c: Candidates, elements: Floats, kept: Floats) -> Copies:
     weights = (c.offloaded == state.PARAMETERS) * elements * case.element_bytes
-    gradients = weights * (1 - state.sparsity(case))
-    forward = np.maximum(weights, kept)
-    backward = np.maximum(weights + kept, gradients)
-    return Copies(forward / case.host_link, backward / case.host_link)
+    # In backward the gradient goes the other way and is no larger than the weight that comes.
+    return Copies(np.maximum(weights, kept) / case.host_link, (weights + kept) / case.host_link)
 
 
 def update(case: Case, c: Candidates, elements: Floats) -> Floats:
@@ -73,21 +71,19 @@ def update(case: Case, c: Candidates, elements: Floats) -> Floats:
 
 
 def compression(case: Case, c: Candidates) -> Floats:
-    """Seconds a microbatch that one layer's gradients take to lose what is pruned.
+    """Seconds a microbatch in which one layer's gradients lose what is pruned.
 
     The whole gradient and the index are read, and what is kept is added to what was there.
     """
     gone = state.sparsity(case)
     if not gone:
         return np.zeros(len(c))
-    held = state.shard(case, c, is_last=True)
-    pruned = held.pruned / np.maximum(1, held.layers)
-    traffic = pruned * (case.element_bytes + (1 - gone) * (4 + 3 * case.element_bytes))
+    traffic = state.pruned_layer(case, c) * (case.element_bytes + (1 - gone) * (4 + 3 * case.element_bytes))
     return traffic / case.memory_rate
 
 
 def expansion(case: Case, pruned: Floats) -> Floats:
-    """Seconds that writing updated weights back among zeros takes."""
+    """Seconds in which so many ``pruned`` elements a rank get their new weights back among the zeros."""
     gone = state.sparsity(case)
     traffic = pruned * (case.element_bytes + (1 - gone) * (4 + case.element_bytes)) if gone else 0 * pruned
     return traffic / case.memory_rate

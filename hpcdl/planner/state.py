@@ -129,6 +129,12 @@ def begins_dense(pruning: Pruning) -> bool:
     return pruning.begin > 0 or pruning.schedule != "once"
 
 
+def pruned_layer(case: Case, c: Candidates) -> Floats:
+    """Elements of one layer's matrices that lose some, before they do."""
+    layer: Floats = _pruned_shares(case)[0] * sum(_sizes(case.model)) / c.tensor
+    return layer
+
+
 def gradient_bytes(case: Case, c: Candidates, sparsity: float) -> Ints:
     """Bytes of one element of a gradient."""
     lean = (c.offloaded > 0) | (sparsity > 0)
