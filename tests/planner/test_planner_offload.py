@@ -147,6 +147,28 @@ def test_the_update_is_made_where_it_is_faster_or_where_it_is_asked_for(case_on,
     assert update("host", fast)["offloaded update"] == pytest.approx(streamed)
 
 
+@pytest.mark.parametrize("step", ["auto", "device", "host"])
+def test_weights_on_the_host_are_updated_there_and_summed_on_the_device(case_on, perlmutter, step):
+    links = perlmutter.nodes["gpu40"].links.model_copy(update={"host": 400.0})
+    node = perlmutter.nodes["gpu40"].model_copy(update={"links": links})
+    case = case_on(model=MODEL, node=node, training=Training(offload_step=step))
+    streamed, moved = 40 / (204.8e9 * 0.6 / 4), 4 / (400e9 * 0.78)
+    alone, summed = (seconds(case, data=n, offload="parameters")["offloaded update"] for n in (1, 4))
+    assert alone == pytest.approx(streamed * MODEL.parameters)
+    assert summed == pytest.approx((streamed + moved) * MODEL.parameters)
+
+
+def test_one_memory_holds_what_is_offloaded_as_well(case_on, perlmutter):
+    """As on a CPU: nothing is gained but the fp32 gradients, and the bucket is lost."""
+    d = Candidates.of(Decomposition())
+    separate = case_on(model=MODEL)
+    shared = replace(separate, node=separate.node.model_copy(update={"unified_memory": True}))
+    device = float(memory.total(memory.device_memory(shared, d.offloading(1)))[0])
+    held = device + on_host(shared, offload="optimizer")
+    assert memory.need(shared, d.offloading(1))[0] == pytest.approx(held / memory.budget(shared))
+    assert memory.need(separate, d.offloading(1))[0] < 0.5 * memory.need(shared, d.offloading(1))[0]
+
+
 def test_offloaded_gradients_are_summed_in_the_type_of_the_model(case_on):
     case = case_on(model=MODEL, nodes=2, collective_latency_s=0.0, overlap=0.0)
     plain, lean = (seconds(case, data=8, offload=o)["gradient reduction"] for o in ("none", "optimizer"))
@@ -161,6 +183,28 @@ def test_pruned_gradients_are_summed_as_they_are_kept(case_on):
     ratio = seconds(pruned, data=8)["gradient reduction"] / seconds(dense, data=8)["gradient reduction"]
     assert ratio == pytest.approx(0.25, rel=0.01)
     assert seconds(pruned)["gradient compression"] > 0 == seconds(dense)["gradient compression"]
+
+
+def test_compressing_gradients_and_expanding_weights_are_memory_traffic(case_on):
+    case = case_on(model=MODEL, training=Training(global_batch=64, pruning=Pruning(sparsity=0.75)))
+    found, matrices = seconds(case, microbatch=4), 8 * 12 * 2048**2
+    rate = 1555e9 * 0.85
+    assert found["gradient compression"] == pytest.approx(16 * matrices * (2 + 0.25 * 10) / rate)
+    assert found["expansion"] == pytest.approx(matrices * (2 + 0.25 * 6) / rate)
+
+
+def test_weights_and_activations_share_the_way_back(case_on, perlmutter):
+    links = perlmutter.nodes["gpu40"].links.model_copy(update={"host": 0.01})
+    node = perlmutter.nodes["gpu40"].model_copy(update={"links": links})
+    case = case_on(model=MODEL, node=node, training=Training(global_batch=8))
+    copies = {
+        away: seconds(case, microbatch=8, recompute="full", offload="parameters", offload_activations=away)[
+            "host copies"
+        ]
+        for away in (False, True)
+    }
+    boundaries = 8 * (8 * 1024 * 2048 * 2)
+    assert copies[True] - copies[False] == pytest.approx(boundaries / (0.01e9 * 0.78))
 
 
 def test_copies_count_where_they_take_longer_than_the_layer(case_on, perlmutter):
