@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from hpcdl.planner.plan import Plan
-from hpcdl.planner.rank import Candidate
+from hpcdl.planner.rank import Candidate, offloaded
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.logs import Line, last_lines
@@ -142,7 +142,7 @@ def _plan_row(candidate: Candidate) -> list[str]:
         str(candidate.rank),
         *(str(degree) for degree in degrees),
         d.recompute,
-        d.offload + " + act." * d.offload_activations,
+        offloaded(d),
         format_seconds(candidate.step_seconds),
         format_count(candidate.tokens_per_second),
         f"{candidate.tflops_per_gpu:.3g}",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hpcdl.errors import UsageError
 from hpcdl.planner.estimate import FORMULAS
 from hpcdl.planner.plan import Plan
-from hpcdl.planner.rank import Candidate
+from hpcdl.planner.rank import Candidate, offloaded
 from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES
 from hpcdl.units import GIB, format_bytes, format_seconds
 
@@ -38,8 +38,8 @@ def explain(plan: Plan, rank: int = 1) -> list[str]:
 
 def _headline(candidate: Candidate) -> str:
     d = candidate.decomposition
-    offload = "" if d.offload == "none" else f", offload {d.offload}"
-    offload += ", offload_activations" * d.offload_activations
+    held = offloaded(d)
+    offload = "" if held == "none" else f", offload {held}"
     return (
         f"rank {candidate.rank}: {d}, microbatch {d.microbatch}, recompute {d.recompute}{offload}: "
         f"{format_seconds(candidate.step_seconds)} a step, {candidate.mfu:.1%} of peak"

@@ -261,9 +261,12 @@ def _nothing_fits(ask: _Ask, space: Space, judged: offload.Judged) -> Infeasible
         f"{ask.site.name} can run; most are refused by {dominant} ({counts})"
     )
     plain = judged.candidates.plain
-    for words, those in {"the leanest": plain, "the leanest with offload": ~plain}.items():
+    for those in (plain, ~plain):
         leanest = _leanest(ask.case, judged, those)
-        message += f"\n{words}, {_too_big(ask.case, leanest)}" if leanest else ""
+        if leanest:
+            held = rank.offloaded(leanest.decomposition)
+            words = "" if held == "none" else f" with offload {held}"
+            message += f"\nthe leanest{words}, {_too_big(ask.case, leanest)}"
     near = ", ".join(map(str, _feasible_counts(ask)))
     sizes = f"the nearest device counts that work: {near}" if near else "no device count near this one works"
     return InfeasibleError(message, f"{sizes}; or change training.global_batch or the model")

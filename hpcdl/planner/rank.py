@@ -45,6 +45,13 @@ def rivals(candidates: Candidates, ordered: Ints) -> Iterator[tuple[str, int]]:
             yield choice, int(np.argmax(differs))
 
 
+def offloaded(d: Decomposition) -> str:
+    """What ``d`` keeps in CPU memory, such as ``none`` or ``optimizer + activations``."""
+    if not d.offload_activations:
+        return d.offload
+    return "activations" if d.offload == "none" else f"{d.offload} + activations"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One decomposition with its estimate."""

@@ -98,7 +98,7 @@ def test_what_does_not_fit_hears_which_offload_would_help(site_with, experiment_
 def test_what_nothing_fits_hears_how_far_offload_went(site_with, experiment_of):
     with pytest.raises(InfeasibleError) as caught:
         plan(experiment_of(batch=64, preset="gpt3-175b", vocab=51200), site_with("40GiB"), 4)
-    assert "\nthe leanest with offload, " in caught.value.message
+    assert "\nthe leanest with offload optimizer, " in caught.value.message
     assert caught.value.message.count("GiB are there after a margin of 5%") == 2
 
 
@@ -115,7 +115,7 @@ def test_activations_are_offloaded_when_nothing_else_fits(site_with, experiment_
     found = plan(experiment_of(batch=1, **shape), site_with("6GiB"), 1)
     assert found.best.decomposition.offload_activations
     assert found.best.decomposition.recompute == "full"
-    assert "offload_activations" in explain(found)[0]
+    assert ", offload optimizer + activations: " in explain(found)[0]
 
 
 @pytest.mark.parametrize(("sparsity", "warned"), [(0.1, True), (0.24, True), (0.25, False), (0.9, False)])
