@@ -19,11 +19,24 @@ RATE = 1e-3
 
 def step_of(transport: Transport, model: Model, decomposition: Decomposition, rows: int) -> Step:
     """The engine's step in fp32, without clipping, as the peers do it."""
+    return stepping(learner_of(transport, model, decomposition, rows), model, rows)
+
+
+def learner_of(
+    transport: Transport, model: Model, decomposition: Decomposition, rows: int, **settings: object
+) -> Learner:
+    """The engine in fp32, without clipping; ``settings`` are further ones of the training."""
     optimizer = Optimizer(lr=RATE, weight_decay=0.1, clip=0.0)
-    training = Training(global_batch=rows, precision="fp32", optimizer=optimizer, seed=plain.SEED)
+    common = dict(global_batch=rows, precision="fp32", optimizer=optimizer, seed=plain.SEED)
+    training = Training.model_validate({**common, **settings})
     experiment = Experiment(model=model, data=Data(source="stdlib"), training=training)
-    learner = Learner(experiment, decomposition, transport, torch.device("cpu"))
-    shard, shards = learner.topology.batch_shard, decomposition.batch_shards
+    return Learner(experiment, decomposition, transport, torch.device("cpu"))
+
+
+def stepping(learner: Learner, model: Model, rows: int) -> Step:
+    """Its step on a batch of random tokens."""
+    topology = learner.topology
+    shard, shards = topology.batch_shard, topology.decomposition.batch_shards
 
     def step(number: int) -> float:
         inputs, targets = (part.chunk(shards)[shard] for part in plain.batch(model, rows, number))

@@ -27,6 +27,7 @@ def show(request: workflow.Request, *, top: int, explain: int | None, json: bool
     else:
         render.explanation(study, explanation(plan, explain))
     if not json:
+        render.warnings(plan)
         _warn_of_limits(study)
     if plan.infeasible:
         raise InfeasibleError(plan.infeasible)

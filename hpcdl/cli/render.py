@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from hpcdl.planner.plan import Plan
-from hpcdl.planner.rank import Candidate
+from hpcdl.planner.rank import Candidate, offloaded
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.logs import Line, last_lines
@@ -58,6 +58,7 @@ _PLAN_COLUMNS = (
     "z",
     "micro",
     "recomp",
+    "offload",
     "step",
     "tokens/s",
     "TFLOP/s",
@@ -102,6 +103,12 @@ def _state(state: str) -> str:
     return f"[{_COLOURS.get(state, 'red')}]{escape(state)}[/]"
 
 
+def warnings(found: Plan) -> None:
+    """What a plan warns of."""
+    for words in found.warnings:
+        warning(words, None)
+
+
 # --- plans ---------------------------------------------------------------------------------------
 
 
@@ -135,6 +142,7 @@ def _plan_row(candidate: Candidate) -> list[str]:
         str(candidate.rank),
         *(str(degree) for degree in degrees),
         d.recompute,
+        offloaded(d),
         format_seconds(candidate.step_seconds),
         format_count(candidate.tokens_per_second),
         f"{candidate.tflops_per_gpu:.3g}",

@@ -31,8 +31,10 @@ class Watch(Enum):
 
 def _study(request: workflow.Request) -> workflow.Study:
     study = workflow.study(request)
-    if study.plan and study.plan.infeasible:
-        raise InfeasibleError(study.plan.infeasible)
+    if study.plan:
+        render.warnings(study.plan)
+        if study.plan.infeasible:
+            raise InfeasibleError(study.plan.infeasible)
     return study
 
 

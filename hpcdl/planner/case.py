@@ -12,6 +12,14 @@ from hpcdl.spec.model import Model
 from hpcdl.spec.training import Training
 from hpcdl.units import GB, TERA, parse_bytes
 
+# Of a site that does not say: PCI Express 3.0 x16, and 8 channels of DDR4-3200 (AMD EPYC 7763, as next to the
+# A100s of Perlmutter and Polaris).
+_HOST_LINK = 15.75  # GB/s in one direction
+_HOST_MEMORY = 204.8  # GB/s
+# Page-locked copies reach 11 to 12 of PCI Express 3's 15.75 GB/s (reports of CUDA's bandwidthTest).
+_HOST_LINK_EFFICIENCY = 0.78
+_HOST_MEMORY_EFFICIENCY = 0.6  # as the profile of a CPU
+
 
 @dataclass(frozen=True)
 class Case:
@@ -60,8 +68,33 @@ class Case:
     def memory_bytes(self) -> float:
         """Memory that a rank may use."""
         if self.on_cpu:
-            return parse_bytes(self.node.host_memory) / self.layout.ranks_per_node
+            return self.host_memory_bytes
         return parse_bytes(self.node.device.memory)
+
+    @property
+    def one_memory(self) -> bool:
+        """Whether what a device offloads stays in the same memory."""
+        return self.on_cpu or self.node.unified_memory
+
+    @property
+    def host_memory_bytes(self) -> float:
+        """A rank's part of its node's host memory."""
+        return parse_bytes(self.node.host_memory) / self.layout.ranks_per_node
+
+    @property
+    def host_link(self) -> float:
+        """What copies between a device and page-locked host memory reach, in one direction."""
+        if self.one_memory:
+            return self.memory_rate / 2  # a copy reads and writes
+        return (self.node.links.host or _HOST_LINK) * GB * _HOST_LINK_EFFICIENCY
+
+    @property
+    def host_rate(self) -> float:
+        """A rank's part of what the host's cores stream from its memory."""
+        if self.one_memory:
+            return self.memory_rate
+        bandwidth = self.node.host_memory_bandwidth or _HOST_MEMORY
+        return bandwidth * GB * _HOST_MEMORY_EFFICIENCY / self.layout.ranks_per_node
 
     @property
     def crowding(self) -> float:

@@ -9,15 +9,14 @@ gather and twice that for an all-reduce (Thakur, Rabenseifner and Gropp 2005), w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from hpcdl.planner import state
 from hpcdl.planner.case import Case
 from hpcdl.planner.space import Candidates, Floats, Ints
 from hpcdl.units import MIB
-
-_GRADIENT_BYTES = 4  # gradients are summed in fp32 whatever the precision
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Fabric:
 
     case: Case
     candidates: Candidates
+    _bandwidths: dict[str, Floats] = field(default_factory=dict, compare=False)
 
     def bandwidth(self, axis: str) -> Floats:
         """Bytes/s of one member of the groups along ``axis``; AxoNN's equation 7.
@@ -44,6 +44,11 @@ class Fabric:
         Inside a node what the links give; across nodes the whole node's injection, shared by as many rings as
         run through the node at once: min(ranks a node, product of the inner degrees).
         """
+        if axis not in self._bandwidths:
+            self._bandwidths[axis] = self._bandwidth(axis)
+        return self._bandwidths[axis]
+
+    def _bandwidth(self, axis: str) -> Floats:
         inner, size = self.candidates.inner(axis), self.size(axis)
         ranks = self.case.layout.ranks_per_node
         inside = (ranks % (inner * size) == 0) | (self.case.layout.nodes == 1)
@@ -82,9 +87,10 @@ class Fabric:
         return rounds
 
     def _links(self, inner: Ints, size: Ints) -> Floats:
-        keys, positions = np.unique(np.stack([inner, size]), axis=1, return_inverse=True)
-        rates = [self.case.intra(int(i), int(n)) for i, n in keys.T]
-        return np.array(rates)[positions.reshape(-1)]
+        most = int(size.max(initial=0)) + 1
+        keys, positions = np.unique(inner * most + size, return_inverse=True)
+        rates = [self.case.intra(*divmod(int(key), most)) for key in keys]
+        return np.array(rates)[positions]
 
 
 def layer(fabric: Fabric) -> dict[str, Traffic]:
@@ -129,19 +135,19 @@ def hop(fabric: Fabric) -> Floats:
     return fabric.send(_tokens(fabric) * case.model.hidden / c.y * case.element_bytes, "pipeline")
 
 
-def gradient_reduction(fabric: Fabric, shard_parameters: Floats) -> tuple[Floats, Floats]:
-    """All of the data-parallel reduction of a rank's ``shard_parameters``, and its last bucket.
+def gradient_reduction(fabric: Fabric, elements: Floats) -> tuple[Floats, Floats]:
+    """All of the data-parallel reduction of a rank's gradients, so many ``elements``, and its last chunk.
 
-    The last bucket can hide behind nothing: the backward pass is over when it is full.
+    The last chunk can hide behind nothing: the backward pass is over when it is full.
     """
-    count_bytes = shard_parameters * _GRADIENT_BYTES
-    buckets = np.ceil(count_bytes / (fabric.case.training.chunk_mib * MIB))
-    rounds = (buckets - 1) * fabric.rounds(fabric.size("data"))
+    chunks = np.ceil(4 * elements / (fabric.case.training.chunk_mib * MIB))
+    count_bytes = elements * _gradient_bytes(fabric)
+    rounds = (chunks - 1) * fabric.rounds(fabric.size("data"))
     if fabric.candidates.zero:
         whole = fabric.gather(count_bytes, "data") + rounds
     else:
         whole = fabric.all_reduce(count_bytes, "data") + 2 * rounds
-    return whole, whole / buckets
+    return whole, whole / chunks
 
 
 def tied_embedding(fabric: Fabric) -> Floats:
@@ -149,8 +155,12 @@ def tied_embedding(fabric: Fabric) -> Floats:
     model, c = fabric.case.model, fabric.candidates
     if not model.tied:
         return _zeros(fabric)
-    count_bytes = model.vocab * model.hidden / c.tensor * _GRADIENT_BYTES
+    count_bytes = model.vocab * model.hidden / c.tensor * _gradient_bytes(fabric)
     return 2 * fabric.send(count_bytes / 2, "pipeline")
+
+
+def _gradient_bytes(fabric: Fabric) -> Ints:
+    return state.gradient_bytes(fabric.case, fabric.candidates, state.sparsity(fabric.case))
 
 
 def _linear(fabric: Fabric, rows: int, columns: int, *, transposed: bool) -> dict[str, Traffic]:

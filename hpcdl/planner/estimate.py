@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcdl.planner import comm, compute, memory
+from hpcdl.planner import comm, compute, memory, offload, state
 from hpcdl.planner.case import Case
 from hpcdl.planner.comm import Fabric, Traffic
 from hpcdl.planner.compute import Work
@@ -30,24 +30,31 @@ FORMULAS = {
     "tensor x": "m · all-reduces over x: 2·log2(x)·latency + 2·(x-1)/x·bytes/bandwidth",
     "tensor y": "m · all-reduces over y: 2·log2(y)·latency + 2·(y-1)/y·bytes/bandwidth",
     "weights z": "m · (2 gathers and 1 scatter) over z, each (z-1)/z·P/(x·y)·bytes/bandwidth",
+    "host copies": "m · layers · what copies over the host link take longer than the layer beside them",
+    "gradient compression": "pruning: m · bytes of a gradient, its index and what is kept / memory rate",
     "pipeline bubble": "sum of all stages' times for a microbatch, less the busiest stage's",
     "pipeline messages": "2·(p-1)·(latency + tokens·h/y·bytes/bandwidth), more where the round trip paces",
     "shared cores": "waiting for a core: the work of all ranks / cores, less the time already counted",
-    "gradient reduction": "fp32 all-reduce (ZeRO-1: reduce-scatter) over data less overlap · last backward",
+    "gradient reduction": "all-reduce (ZeRO-1: reduce-scatter) over data less overlap · last backward",
     "parameter gather": "ZeRO-1: parameters of a rank gathered over data after the update",
-    "tied embedding": "all-reduce of V·h/(x·y·z) fp32 gradients between the first and the last stage",
+    "tied embedding": "all-reduce of V·h/(x·y·z) gradients between the first and the last stage",
     "world all-reduce": "loss and gradient norm: 2·log2(ranks)·latency",
     "optimizer": "parameters of a rank · bytes an update / memory rate",
+    "offloaded update": "12 bytes a parameter / host link + half of optimizer; or 40 bytes / host rate",
+    "expansion": "pruning: bytes of the weights, the index and what is kept / memory rate",
     "step overhead": "once a step, from the profile",
-    "weights": "parameters of a rank · (fp32 4, bf16 2) bytes",
-    "gradients": "parameters of a rank · 4 bytes",
-    "optimizer state": "parameters of a rank · (fp32 8, bf16 12) bytes, with ZeRO-1 / data",
+    "weights": "parameters of a rank · (fp32 4, bf16 2) bytes; kept elements of pruned ones once more",
+    "gradients": "kept parameters of a rank · 4 bytes; pruned or offloaded those of the model's type",
+    "optimizer state": "kept parameters of a rank · (fp32 8, bf16 12) bytes, with ZeRO-1 / data",
+    "sparse index": "kept elements of pruned matrices · 4 bytes",
+    "update staging": "one training.bucket_mib · (offload: optimizer 16, pruning in bf16 4) bytes an element",
     "activations": "microbatches in flight · layers · what autograd keeps; the last stage one microbatch",
     "logits": "tokens · V/x · (8, bf16 10) bytes, last stage",
     "working weights": "one layer gathered over z, and one matrix's whole gradient",
     "reduction buckets": "two chunks of training.bucket_mib · buckets_per_chunk",
     "allocator slack": "what the allocator reserves beyond tensors: slack · allocated",
     "framework": "device context and libraries, from the profile",
+    "host memory": "12 bytes a kept parameter; offload: parameters matrices and gradients too; activations",
 }
 """What stands behind each term. m microbatches, p stages, P parameters of a layer, V vocab, h hidden."""
 
@@ -118,9 +125,9 @@ def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
     """The last stage with head and loss, or the first with the embedding, whichever takes longer."""
     c = fabric.candidates
     m = c.microbatches(case.training.global_batch)
-    first_layers, last_layers = memory.layers_of_stages(case, c)
+    first_layers, last_layers = state.layers_of_stages(case, c)
     layer = _Block.of_layer(case, c, fabric)
-    begin = _Block.of_traffic(c, comm.embedding(fabric))
+    begin = _Block.of_traffic(c, comm.embedding(fabric)).copying(offload.vocabulary(case, c))
     end = _Block.of_head(case, c, fabric)
     first = first_layers * layer.seconds + begin.seconds + (c.pipeline == 1) * end.seconds
     last = last_layers * layer.seconds + end.seconds + (c.pipeline == 1) * begin.seconds
@@ -182,6 +189,7 @@ def _by_stage(case: Case, flow: Flow, blocks: _Blocks, part: str) -> list[float]
 
 _PARTS = (
     "forward", "backward", "recompute", "host launches", "head and loss", "tensor x", "tensor y", "weights z",
+    "host copies", "gradient compression",
 )  # fmt: skip
 
 
@@ -209,6 +217,13 @@ class _Block:
         total: Floats = np.sum(list(self.parts.values()), axis=0)
         return total
 
+    def copying(self, copies: offload.Copies) -> _Block:
+        """The same with copies to and from the host beside it: what of them takes longer counts."""
+        forward = np.maximum(0, copies.forward - self.forward)
+        backward = np.maximum(0, copies.backward - self.backward)
+        parts = {**self.parts, "host copies": forward + backward}
+        return _Block(parts, self.forward + forward, self.weight)
+
     @classmethod
     def of_traffic(cls, c: Candidates, traffic: dict[str, Traffic]) -> _Block:
         """Communication only."""
@@ -227,9 +242,15 @@ class _Block:
         again = work.forward + host.forward + sum(axis.forward for axis in traffic.values())
         core = compute.core(case, c) * (c.common.recompute == "selective")
         repeated = c.full_recompute * again + core
-        timed = {"forward": work.forward, "backward": work.backward, "recompute": repeated}
-        parts = {**block.parts, **timed, "host launches": host.forward + host.backward}
-        return cls(parts, block.forward + work.forward + host.forward, work.weight)
+        timed = {
+            "forward": work.forward,
+            "backward": work.backward,
+            "recompute": repeated,
+            "host launches": host.forward + host.backward,
+            "gradient compression": offload.compression(case, c),
+        }
+        made = cls({**block.parts, **timed}, block.forward + work.forward + host.forward, work.weight)
+        return made.copying(offload.layer(case, c))
 
     @classmethod
     def of_head(cls, case: Case, c: Candidates, fabric: Fabric) -> _Block:
@@ -237,26 +258,26 @@ class _Block:
         work: Work = compute.head(case, c)
         block = cls.of_traffic(c, comm.head(fabric))
         parts = {**block.parts, "head and loss": work.forward + work.backward}
-        return cls(parts, block.forward + work.forward, work.weight)
+        made = cls(parts, block.forward + work.forward, work.weight)
+        return made.copying(offload.vocabulary(case, c))
 
 
 def _after_backward(case: Case, fabric: Fabric, backward: Floats) -> list[Term]:
     """What follows the pipeline: gradient reduction that the last backward cannot hide, and the update."""
     c = fabric.candidates
-    parameters = _largest_shard(case, c)
-    reduction, last_bucket = comm.gradient_reduction(fabric, parameters)
-    exposed = np.maximum(last_bucket, reduction - case.profile.overlap * backward)
+    elements = offload.largest_shard(case, c)
+    reduction, last_chunk = comm.gradient_reduction(fabric, elements)
+    exposed = np.maximum(last_chunk, reduction - case.profile.overlap * backward)
+    own = elements / (c.data if c.zero else 1)
+    pruned = np.maximum(*(state.shard(case, c, is_last=end).pruned for end in (False, True)))
     same: Ints = np.ones(len(c), dtype=np.int64)
     return [
         Term("gradient reduction", exposed),
-        Term("parameter gather", c.zero * fabric.gather(parameters * case.element_bytes, "data")),
+        Term("parameter gather", c.zero * fabric.gather(elements * case.element_bytes, "data")),
         Term("tied embedding", comm.tied_embedding(fabric)),
         Term("world all-reduce", same * fabric.world()),
-        Term("optimizer", case.crowding * compute.optimizer(case, parameters / (c.data if c.zero else 1))),
+        Term("optimizer", (c.offloaded == 0) * case.crowding * compute.optimizer(case, own)),
+        Term("offloaded update", (c.offloaded > 0) * offload.update(case, c, own)),
+        Term("expansion", offload.expansion(case, pruned)),
         Term("step overhead", same * case.profile.step_overhead_s),
     ]
-
-
-def _largest_shard(case: Case, c: Candidates) -> Floats:
-    first = memory.stage_parameters(case, c, is_last=False)
-    return np.maximum(first, memory.stage_parameters(case, c, is_last=True))

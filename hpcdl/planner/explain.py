@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from hpcdl.errors import UsageError
 from hpcdl.planner.estimate import FORMULAS
 from hpcdl.planner.plan import Plan
-from hpcdl.planner.rank import Candidate
-from hpcdl.spec.decomposition import ENGINE_RULES, RULES
+from hpcdl.planner.rank import Candidate, offloaded
+from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES
 from hpcdl.units import GIB, format_bytes, format_seconds
 
 _SHOWN = 0.005  # terms and differences below this share of a step are left out
@@ -27,6 +27,8 @@ def explain(plan: Plan, rank: int = 1) -> list[str]:
         raise UsageError(f"rank {rank} is not in this plan, which holds 1 to {len(plan.candidates)}")
     candidate = plan.candidates[rank - 1]
     lines = [_headline(candidate), "", *_time(candidate), "", *_memory(candidate, plan.budget_gib)]
+    if plan.without:
+        lines += ["", *_without(plan)]
     if plan.rivals:
         lines += ["", "the best against the fastest that differs in", *_rivals(plan)]
     if plan.refused:
@@ -36,8 +38,10 @@ def explain(plan: Plan, rank: int = 1) -> list[str]:
 
 def _headline(candidate: Candidate) -> str:
     d = candidate.decomposition
+    held = offloaded(d)
+    offload = "" if held == "none" else f", offload {held}"
     return (
-        f"rank {candidate.rank}: {d}, microbatch {d.microbatch}, recompute {d.recompute}: "
+        f"rank {candidate.rank}: {d}, microbatch {d.microbatch}, recompute {d.recompute}{offload}: "
         f"{format_seconds(candidate.step_seconds)} a step, {candidate.mfu:.1%} of peak"
     )
 
@@ -56,13 +60,41 @@ def _memory(candidate: Candidate, budget_gib: float) -> Iterator[str]:
         if gib >= _SHOWN * candidate.memory_gib:
             share = gib / candidate.memory_gib
             yield f"  {format_bytes(gib * GIB):>12}  {share:6.1%}  {name}: {FORMULAS[name]}"
+    if candidate.host_memory_gib:
+        name = "host memory"
+        yield f"  {format_bytes(candidate.host_memory_gib * GIB):>12}  besides  {name}: {FORMULAS[name]}"
+
+
+def _without(plan: Plan) -> Iterator[str]:
+    """What offload and pruning made possible."""
+    for name, left in plan.without.items():
+        does = "would fit" if left.fits else "would not fit"
+        yield (
+            f"without {name} the best {does}: {format_bytes(left.same.memory_gib * GIB)} a rank of "
+            f"{format_bytes(plan.budget_gib * GIB)}"
+        )
+        if left.shallowest is None:
+            yield "  no pipeline with the same x, y, z and microbatch would fit"
+        else:
+            yield f"  the shortest pipeline that fits otherwise alike: {_compared(plan, left.shallowest)}"
+        if left.fastest:
+            yield f"  the fastest that fits: {_compared(plan, left.fastest)}"
+
+
+def _compared(plan: Plan, other: Candidate) -> str:
+    change = other.step_seconds / plan.best.step_seconds - 1
+    way = "slower" if change >= 0 else "faster"
+    d, seconds = other.decomposition, format_seconds(other.step_seconds)
+    return (
+        f"{d}, microbatch {d.microbatch}, recompute {d.recompute}: {seconds} a step, {abs(change):.1%} {way}"
+    )
 
 
 def _rivals(plan: Plan) -> Iterator[str]:
     for choice, rival in plan.rivals.items():
         name = "recompute" if choice == "full_recompute" else choice
         d = rival.decomposition
-        own = f", {name} {getattr(d, name)}" if name in ("microbatch", "recompute") else ""
+        own = f", {name} {getattr(d, name)}" if name not in AXES else ""
         slower = rival.step_seconds / plan.best.step_seconds - 1
         why = _difference(plan.best, rival) or "no term differs by much"
         yield f"  {name}: {d}{own} is {slower:.1%} slower: {why}"

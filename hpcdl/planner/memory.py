@@ -1,7 +1,4 @@
-"""What a rank holds: parameters, gradients, optimizer state, activations, and what comes on top of tensors.
-
-Bytes a parameter (weights + gradients + optimizer): fp32 4 + 4 + 8 (Adam's two moments); bf16 2 + 4 + 12,
-with fp32 gradients and a fp32 main copy. Matrices are cut over x·y and sharded over z with all their state.
+"""What a rank holds: its state (``planner.state``), activations, and what comes on top of tensors.
 
 Elements that autograd keeps a token and layer, with h, f and the key-value width cut as the engine cuts
 them (the stream h/y, heads and ffn over x):
@@ -11,7 +8,8 @@ them (the stream h/y, heads and ffn over x):
 
 which for a classic block is 16h, Korthikanti et al. 2022's 34sbh bytes less their dropout masks and score
 square. Selective recompute drops what comes after mlp.up and inside attention; full recompute keeps h/y for
-every ``recompute_every`` layers, and so many layers' worth while it works.
+every ``recompute_every`` layers, and so many layers' worth while it works. Offloaded, the device has the h/y
+that is in use and the next one.
 """
 
 from __future__ import annotations
@@ -20,49 +18,62 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hpcdl.planner import state
 from hpcdl.planner.case import Case
 from hpcdl.planner.space import Bools, Candidates, Floats, Ints
-from hpcdl.spec.partition import stage_layers
 from hpcdl.units import GIB, MIB
 
 TERMS = (
-    "weights", "gradients", "optimizer state", "activations", "logits", "working weights",
-    "reduction buckets", "allocator slack", "framework",
+    *state.TERMS, "activations", "logits", "working weights", "reduction buckets", "allocator slack",
+    "framework",
 )  # fmt: skip
 """In this order they sum to the device's memory; all but the last two are allocated tensors."""
 
 MARGIN = 0.05
-"""Share of the device that a plan leaves free."""
-
-
-def layers_of_stages(case: Case, c: Candidates) -> tuple[Ints, Ints]:
-    """Layers of the first rank of a pipeline, and of the last, over all their virtual stages."""
-    ranks, where = np.unique(c.pipeline, return_inverse=True)
-    ends = [_layers_of_ends(case, int(count), c.interleave) for count in ranks]
-    first, last = np.array(ends, dtype=np.int64).reshape(-1, 2)[where].T
-    return first, last
-
-
-def _layers_of_ends(case: Case, ranks: int, chunks: int) -> tuple[int, int]:
-    stages = min(ranks * chunks, case.model.layers)  # more are refused, but still shown with an estimate
-    first, last = (
-        sum(len(stage_layers(case.model, stages, stage)) for stage in range(rank, stages, ranks))
-        for rank in (0, ranks - 1)
-    )
-    return first, last
+"""Share of a memory that a plan leaves free."""
 
 
 def device_memory(case: Case, c: Candidates) -> dict[str, Floats]:
-    """Bytes by TERMS on the stage that needs most: the first, or the last with head and logits."""
-    first, last = _stage(case, c, is_last=False), _stage(case, c, is_last=True)
+    """Bytes by TERMS on the stage that needs most: the first, or the last with head and logits.
+
+    With pruning, at the time that needs most: before it or after.
+    """
+    found = [_fuller_stage(case, c, sparsity) for sparsity in state.phases(case)]
+    most = np.argmax([total(terms) for terms in found], axis=0)
+    return {term: np.choose(most, [terms[term] for terms in found]) for term in TERMS}
+
+
+def host_memory(case: Case, c: Candidates) -> Floats:
+    """Bytes that the rank which offloads most keeps in the memory of its host."""
+    ends = (False, True)
+    held = [
+        state.on_host(case, c, state.shard(case, c, is_last=end), sparsity) + _waiting(case, c, is_last=end)
+        for end in ends
+        for sparsity in state.phases(case)
+    ]
+    most: Floats = np.max(held, axis=0)
+    return most
+
+
+def _fuller_stage(case: Case, c: Candidates, sparsity: float) -> dict[str, Floats]:
+    first, last = (_stage(case, c, sparsity, is_last=end) for end in (False, True))
     # A pipeline of one stage is first and last at once; ``_stage`` gives its last all of both.
     take_last = (total(last) >= total(first)) | (c.pipeline == 1)
     return {term: np.where(take_last, last[term], first[term]) for term in TERMS}
 
 
-def fits(case: Case, memory: Mapping[str, Floats]) -> Bools:
-    """Whether a rank's memory holds all terms with the margin free."""
-    verdict: Bools = total(memory) <= budget(case)
+def need(case: Case, c: Candidates) -> Floats:
+    """What is needed of the scarcer of device and host memory, as a share of what a plan may use of it."""
+    device, host = total(device_memory(case, c)), host_memory(case, c)
+    if case.one_memory:
+        return device / budget(case) + host / budget(case)
+    scarcer: Floats = np.maximum(device / budget(case), host / host_budget(case))
+    return scarcer
+
+
+def fits(case: Case, c: Candidates) -> Bools:
+    """Whether device and host hold everything with the margin free."""
+    verdict: Bools = need(case, c) <= 1
     return verdict
 
 
@@ -77,47 +88,23 @@ def budget(case: Case) -> float:
     return case.memory_bytes * (1 - MARGIN)
 
 
-def stage_parameters(case: Case, c: Candidates, *, is_last: bool) -> Floats:
-    """Parameters whose gradients and optimizer state one rank of the first or the last stage holds."""
-    model = case.model
-    layers = layers_of_stages(case, c)[1 if is_last else 0]
-    parameters = layers * _layer_parameters(case, c)
-    alone = c.pipeline == 1
-    begins, ends = (alone, True) if is_last else (True, alone)
-    positions = model.embedding_parameters - model.vocab * model.hidden
-    vocabulary = model.vocab * model.hidden / c.tensor
-    parameters = parameters + begins * (vocabulary + positions / c.y)
-    # A tied head is the embedding itself in a pipeline of one stage and a copy of it otherwise.
-    own_head = ~alone if model.tied else np.ones(len(c), dtype=np.bool_)
-    norm = model.head_parameters - (0 if model.tied else model.vocab * model.hidden)
-    return parameters + ends * (own_head * vocabulary + norm / c.y)
+def host_budget(case: Case) -> float:
+    """Bytes of its host's memory that a rank may use in a plan."""
+    return case.host_memory_bytes * (1 - MARGIN)
 
 
-def _stage(case: Case, c: Candidates, *, is_last: bool) -> dict[str, Floats]:
-    parameters = stage_parameters(case, c, is_last=is_last)
-    weight = case.element_bytes
+def _stage(case: Case, c: Candidates, sparsity: float, *, is_last: bool) -> dict[str, Floats]:
+    gradient = state.gradient_bytes(case, c, sparsity)
     terms = {
-        "weights": weight * parameters,
-        "gradients": 4 * parameters,
-        "optimizer state": (8 if weight == 4 else 12) * parameters / (c.data if c.zero else 1),
+        **state.on_device(case, c, state.shard(case, c, is_last=is_last), sparsity),
         "activations": _activations(case, c, is_last=is_last),
         "logits": _logits(case, c) * (np.ones(len(c)) if is_last else (c.pipeline == 1)),
         "working weights": _working_weights(case, c),
-        "reduction buckets": 2.0 * case.training.chunk_mib * MIB * (c.batch_shards > 1),
+        "reduction buckets": 2.0 * case.training.chunk_mib * MIB / 4 * gradient * (c.batch_shards > 1),
     }
     terms["allocator slack"] = case.profile.allocator_slack * total(terms)
     terms["framework"] = np.full(len(c), case.profile.context_gib * GIB)
     return terms
-
-
-def _layer_parameters(case: Case, c: Candidates) -> Floats:
-    """One layer on a rank: matrices over x·y·z, norms over y, biases over their outputs' axis."""
-    model = case.model
-    matrices = sum(matrix.rows * matrix.columns for matrix in model.layer_matrices)
-    if model.family == "llama":
-        return matrices / c.tensor + 2 * model.hidden / c.y
-    biases = [matrix.rows / (c.y if n % 2 else c.x) for n, matrix in enumerate(model.layer_matrices)]
-    return matrices / c.tensor + sum(biases) + 4 * model.hidden / c.y
 
 
 def _activations(case: Case, c: Candidates, *, is_last: bool) -> Floats:
@@ -132,12 +119,28 @@ def _activations(case: Case, c: Candidates, *, is_last: bool) -> Floats:
     statistics = 4 * tokens * model.heads / c.x  # bytes: fp32 row sums of fused attention
     core = np.zeros(len(c)) if selective else statistics + _unfused_scores(case, c)
     layer = working * case.element_bytes + core
-    layers = layers_of_stages(case, c)[1 if is_last else 0]
-    held = _held(case, c, is_last=is_last)
-    kept = held * layers * layer
-    every = c.common.recompute_every
-    checkpoints = held * np.ceil(layers / every) * stream * case.element_bytes + every * layer
+    layers = state.layers_of_stages(case, c)[1 if is_last else 0]
+    kept = _held(case, c, is_last=is_last) * layers * layer
+    boundaries = np.where(c.offload_activations, 2 * boundary(case, c), _boundaries(case, c, is_last=is_last))
+    checkpoints = boundaries + c.common.recompute_every * layer
     return np.where(c.full_recompute, np.minimum(checkpoints, kept), kept)
+
+
+def boundary(case: Case, c: Candidates) -> Floats:
+    """Bytes of what full recomputation keeps of one microbatch before one layer."""
+    return c.microbatch * float(case.model.sequence) * case.model.hidden / c.y * case.element_bytes
+
+
+def _boundaries(case: Case, c: Candidates, *, is_last: bool) -> Floats:
+    """All that full recomputation keeps at once."""
+    layers = state.layers_of_stages(case, c)[1 if is_last else 0]
+    kept = np.ceil(layers / c.common.recompute_every)
+    return _held(case, c, is_last=is_last) * kept * boundary(case, c)
+
+
+def _waiting(case: Case, c: Candidates, *, is_last: bool) -> Floats:
+    """Activations on the host."""
+    return c.offload_activations * _boundaries(case, c, is_last=is_last)
 
 
 def _held(case: Case, c: Candidates, *, is_last: bool) -> Ints:

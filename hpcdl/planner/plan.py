@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from hpcdl.errors import HpcdlError, InfeasibleError, UsageError
-from hpcdl.planner import memory, rank
+from hpcdl.planner import memory, offload, rank
 from hpcdl.planner.case import Case
+from hpcdl.planner.cautions import cautions
 from hpcdl.planner.estimate import step_tree
 from hpcdl.planner.layout import check_precision, find_partition, spread
 from hpcdl.planner.rank import Candidate, Pool
-from hpcdl.planner.space import Candidates, Space, search_space, smallest
+from hpcdl.planner.space import Bools, Candidates, Space, lawful, search_space, smallest
+from hpcdl.planner.without import Without, related, savings
 from hpcdl.sites.profile import Profile, default_profile
 from hpcdl.sites.site import Site
 from hpcdl.spec.decomposition import Decomposition, violations
@@ -46,6 +49,8 @@ class Plan:
     rivals: dict[str, Candidate] = field(default_factory=dict)  # choice → the fastest that differs in it
     nearest_misfit: Candidate | None = None  # of those that do not fit, the one that needs least
     infeasible: str | None = None
+    without: dict[str, Without] = field(default_factory=dict)  # what would be left without saving memory
+    warnings: tuple[str, ...] = ()  # settings of the best that do not save what they are there to save
 
     @property
     def best(self) -> Candidate:
@@ -56,7 +61,12 @@ class Plan:
         """The object that ``hpcdl plan --json`` prints."""
         names = ("experiment", "site", "gpus", "evaluated", "feasible", "refused", "search_seconds")
         document = {name: getattr(self, name) for name in names}
-        return {**document, "candidates": [candidate.to_json() for candidate in self.candidates[:top]]}
+        return {
+            **document,
+            "candidates": [candidate.to_json() for candidate in self.candidates[:top]],
+            "without": {name: one.to_json() for name, one in self.without.items()},
+            "warnings": list(self.warnings),
+        }
 
 
 def plan(
@@ -87,11 +97,10 @@ def plan(
     if isinstance(experiment.parallelism, Decomposition):
         return _judge(ask, experiment.parallelism)
     space = search_space(ask.gpus, experiment.shape, experiment.training.global_batch)
-    fitting = memory.fits(case, memory.device_memory(case, space.candidates))
-    if not fitting.any():
-        raise _nothing_fits(ask, space, Pool(case, space.candidates))
-    misfits = Pool(case, space.candidates.take(~fitting))
-    return _ranked(ask, space, Pool(case, space.candidates.take(fitting)), misfits)
+    judged = offload.variants(case, space.candidates)
+    if not judged.fitting.any():
+        raise _nothing_fits(ask, space, judged)
+    return _ranked(ask, space, judged)
 
 
 def build_case(experiment: Experiment, site: Site, layout: Layout, profile: Profile | None = None) -> Case:
@@ -136,7 +145,7 @@ class _Ask:
             return False
         case = replace(self.case, layout=layout)
         leanest = smallest(gpus, case.model, case.training.global_batch)
-        return bool(memory.fits(case, memory.device_memory(case, leanest)).any())
+        return bool(offload.variants(case, leanest).fitting.any())
 
 
 def _default_layout(experiment: Experiment, site: Site, gpus: int) -> Layout:
@@ -146,21 +155,34 @@ def _default_layout(experiment: Experiment, site: Site, gpus: int) -> Layout:
     return spread(asked.model_copy(update=dict(gpus=gpus, nodes=None)), site)
 
 
-def _ranked(ask: _Ask, space: Space, fitting: Pool, misfits: Pool) -> Plan:
+def _ranked(ask: _Ask, space: Space, judged: offload.Judged) -> Plan:
+    fitting = Pool(ask.case, judged.candidates.take(judged.fitting))
     seconds = step_tree(ask.case, fitting.candidates).value
     ordered = rank.order(fitting.candidates, seconds)
     choices = dict(rank.rivals(fitting.candidates, ordered))
     count = min(TOP, len(ordered))
     picked = fitting.pick(ordered, [*range(count), *choices.values()])
-    refused = {**space.refused, _NO_MEMORY: len(misfits)} if len(misfits) else space.refused
+    best = picked[0].decomposition
+    misfits = len(judged.need) - len(fitting)
     return ask.answer(
-        evaluated=space.evaluated,
+        evaluated=len(judged.need) + sum(space.refused.values()),
         feasible=len(fitting),
-        refused=refused,
+        refused={**space.refused, _NO_MEMORY: misfits} if misfits else space.refused,
         candidates=picked[:count],
         rivals=dict(zip(choices, picked[count:], strict=True)),
-        nearest_misfit=misfits.leanest(),
+        nearest_misfit=_leanest(ask.case, judged, judged.candidates.plain & ~judged.fitting),
+        without=savings(ask.case, best, space.candidates),
+        warnings=cautions(ask.case, best),
     )
+
+
+def _leanest(case: Case, judged: offload.Judged, which: Bools) -> Candidate | None:
+    """Of some, the one that comes closest to the memory there is."""
+    places = np.flatnonzero(which)
+    if not len(places):
+        return None
+    least = places[np.argmin(judged.need[places])]
+    return Pool(case, judged.candidates).pick(np.array([least]), [0])[0]
 
 
 def _judge(ask: _Ask, d: Decomposition) -> Plan:
@@ -168,8 +190,8 @@ def _judge(ask: _Ask, d: Decomposition) -> Plan:
     case = ask.case
     reasons = _objections(case, d)
     (estimated,) = Pool(case, Candidates.of(d)).pick(np.array([0]), [0])
-    if estimated.memory_gib * GIB > memory.budget(case):
-        reasons[_NO_MEMORY] = _too_big(case, estimated)
+    if not memory.fits(case, Candidates.of(d))[0]:
+        reasons[_NO_MEMORY] = "\n".join([_too_big(case, estimated), *_offload_helps(case, d)])
     candidate = replace(estimated, decomposition=d, notes=(*reasons.values(), *estimated.notes))
     return ask.answer(
         evaluated=1,
@@ -177,7 +199,16 @@ def _judge(ask: _Ask, d: Decomposition) -> Plan:
         refused=dict.fromkeys(list(reasons)[:1], 1),
         candidates=(candidate,),
         infeasible="\n".join(reasons.values()) or None,
+        without={} if set(reasons) - {_NO_MEMORY} else savings(case, d, _related(case, d)),
+        warnings=cautions(case, d),
     )
+
+
+def _related(case: Case, d: Decomposition) -> Candidates:
+    """What differs from ``d`` in data and pipeline alone."""
+    candidates = search_space(d.ranks, case.model, case.training.global_batch).candidates
+    same = related(d, candidates)
+    return same.take(lawful(same, case.model, case.training.global_batch))
 
 
 def _objections(case: Case, d: Decomposition) -> dict[str, str]:
@@ -190,25 +221,52 @@ def _objections(case: Case, d: Decomposition) -> dict[str, str]:
 
 
 def _too_big(case: Case, candidate: Candidate) -> str:
+    device, host = memory.budget(case) / GIB, memory.host_budget(case) / GIB
+    if candidate.memory_gib <= device and not case.one_memory:
+        return (
+            f"{candidate.decomposition} keeps {candidate.host_memory_gib:.1f} GiB a rank in host memory, but "
+            f"{host:.1f} GiB of it are there after a margin of {memory.MARGIN:.0%}"
+        )
     term, gib = max(candidate.memory_breakdown.items(), key=lambda item: item[1])
-    available = memory.budget(case) / GIB
+    beside = f" and {candidate.host_memory_gib:.1f} GiB of the same memory" if case.one_memory else ""
     return (
         f"{candidate.decomposition} needs {candidate.memory_gib:.1f} GiB a rank, most of it {term} "
-        f"({gib:.1f} GiB), but {available:.1f} GiB are there after a margin of {memory.MARGIN:.0%}"
+        f"({gib:.1f} GiB){beside * (candidate.host_memory_gib > 0)}, but {device:.1f} GiB are there after a "
+        f"margin of {memory.MARGIN:.0%}"
     )
 
 
-def _nothing_fits(ask: _Ask, space: Space, pool: Pool) -> InfeasibleError:
-    refused = {**space.refused, **({_NO_MEMORY: len(pool)} if len(pool) else {})}
+def _offload_helps(case: Case, d: Decomposition) -> Iterator[str]:
+    """Which offload would make ``d`` fit, as advice; nothing where none does."""
+    if case.one_memory:
+        return
+    for level in ("optimizer", "parameters"):
+        lighter = d.model_copy(update={"offload": level})
+        if memory.fits(case, Candidates.of(lighter))[0]:
+            (found,) = Pool(case, Candidates.of(lighter)).pick(np.array([0]), [0])
+            yield (
+                f"with parallelism.offload: {level} it needs {found.memory_gib:.1f} GiB a rank and "
+                f"{found.host_memory_gib:.1f} GiB of host memory, and fits"
+            )
+            return
+
+
+def _nothing_fits(ask: _Ask, space: Space, judged: offload.Judged) -> InfeasibleError:
+    misfits = len(judged.need)
+    refused = {**space.refused, **({_NO_MEMORY: misfits} if misfits else {})}
     dominant = max(refused, key=lambda name: refused[name])
     counts = ", ".join(f"{name} {count}" for name, count in refused.items())
     message = (
-        f"none of {space.evaluated} decompositions of {ask.experiment.name} over {ask.gpus} devices of "
+        f"none of {sum(refused.values())} decompositions of {ask.experiment.name} over {ask.gpus} devices of "
         f"{ask.site.name} can run; most are refused by {dominant} ({counts})"
     )
-    leanest = pool.leanest()
-    if leanest:
-        message += f"\nthe leanest, {_too_big(ask.case, leanest)}"
+    plain = judged.candidates.plain
+    for those in (plain, ~plain):
+        leanest = _leanest(ask.case, judged, those)
+        if leanest:
+            held = rank.offloaded(leanest.decomposition)
+            words = "" if held == "none" else f" with offload {held}"
+            message += f"\nthe leanest{words}, {_too_big(ask.case, leanest)}"
     near = ", ".join(map(str, _feasible_counts(ask)))
     sizes = f"the nearest device counts that work: {near}" if near else "no device count near this one works"
     return InfeasibleError(message, f"{sizes}; or change training.global_batch or the model")

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from hpcdl.planner import memory
+from hpcdl.planner import memory, state
 from hpcdl.planner.case import Case
 from hpcdl.planner.estimate import Term, memory_tree, step_tree
 from hpcdl.planner.space import Candidates, Floats, Ints
 from hpcdl.spec.decomposition import AXES, Decomposition
 from hpcdl.units import GIB, TERA
 
-CHOICES = (*AXES, "microbatch", "full_recompute")
+CHOICES = (*AXES, "microbatch", "full_recompute", "offload", "offload_activations")
 """What a rival can differ in."""
 
 _DIGITS = 9  # steps that agree to so many digits are the same; the rest is rounding
@@ -24,14 +24,15 @@ _DIGITS = 9  # steps that agree to so many digits are the same; the rest is roun
 def order(candidates: Candidates, step_seconds: Floats) -> Ints:
     """Positions from the fastest on.
 
-    Of equal ones the simpler comes first: fewer axes in use, no recomputation, then smaller degrees in the
-    order y, x, z, pipeline, data, and the larger microbatch.
+    Of equal ones the simpler comes first: fewer axes in use, nothing offloaded, no recomputation, then
+    smaller degrees in the order y, x, z, pipeline, data, and the larger microbatch.
     """
     c = candidates
     scale = 10.0 ** (_DIGITS - np.ceil(np.log10(step_seconds)))
     rounded = np.round(step_seconds * scale) / scale
     axes_used = sum((getattr(c, axis) > 1).astype(int) for axis in AXES)
-    keys = (-c.microbatch, c.data, c.pipeline, c.z, c.x, c.y, c.full_recompute, axes_used, rounded)
+    offloads = c.offloaded + c.offload_activations
+    keys = (-c.microbatch, c.data, c.pipeline, c.z, c.x, c.y, c.full_recompute, offloads, axes_used, rounded)
     return np.lexsort(keys)  # the last key decides first
 
 
@@ -42,6 +43,13 @@ def rivals(candidates: Candidates, ordered: Ints) -> Iterator[tuple[str, int]]:
         differs = values != values[0]
         if differs.any():
             yield choice, int(np.argmax(differs))
+
+
+def offloaded(d: Decomposition) -> str:
+    """What ``d`` keeps in CPU memory, such as ``none`` or ``optimizer + activations``."""
+    if not d.offload_activations:
+        return d.offload
+    return "activations" if d.offload == "none" else f"{d.offload} + activations"
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Candidate:
     tflops_per_gpu: float  # model FLOPs: recomputation does not count
     mfu: float
     memory_gib: float
+    host_memory_gib: float  # of the rank, beside the device's
     breakdown: dict[str, float]  # seconds; they sum to step_seconds
     memory_breakdown: dict[str, float]  # GiB; they sum to memory_gib
     notes: tuple[str, ...] = ()
@@ -75,26 +84,29 @@ class Pool:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def memory(self) -> Term:
-        """Bytes of every candidate."""
-        return memory_tree(memory.device_memory(self.case, self.candidates))
-
     def pick(self, ordered: Ints, places: Sequence[int]) -> tuple[Candidate, ...]:
         """Those at ``places`` of ``ordered``, with their estimates; the first place is rank 1."""
         chosen = Pool(self.case, self.candidates.take(ordered[np.array(places, dtype=np.int64)]))
-        step, held = step_tree(self.case, chosen.candidates), chosen.memory()
-        found = (_candidate(chosen, step, held, position) for position in range(len(chosen)))
+        estimates = _Estimates(
+            step_tree(self.case, chosen.candidates),
+            memory_tree(memory.device_memory(self.case, chosen.candidates)),
+            memory.host_memory(self.case, chosen.candidates),
+        )
+        found = (_candidate(chosen, estimates, position) for position in range(len(chosen)))
         return tuple(replace(one, rank=place + 1) for one, place in zip(found, places, strict=True))
 
-    def leanest(self) -> Candidate | None:
-        """The one that needs least memory."""
-        if not len(self):
-            return None
-        return self.pick(np.argsort(self.memory().value, kind="stable"), [0])[0]
+
+@dataclass(frozen=True)
+class _Estimates:
+    """Seconds of a step, bytes on the device and bytes on the host, of each candidate of a pool."""
+
+    step: Term
+    device: Term
+    host: Floats
 
 
-def _candidate(pool: Pool, step: Term, held: Term, position: int) -> Candidate:
-    case = pool.case
+def _candidate(pool: Pool, estimates: _Estimates, position: int) -> Candidate:
+    case, step, held = pool.case, estimates.step, estimates.device
     decomposition = pool.candidates.decomposition(position)
     seconds = float(step.value[position])
     batch = case.training.global_batch
@@ -107,6 +119,7 @@ def _candidate(pool: Pool, step: Term, held: Term, position: int) -> Candidate:
         tflops_per_gpu=flops_per_rank / TERA,
         mfu=flops_per_rank / case.nominal_flops,
         memory_gib=float(held.value[position]) / GIB,
+        host_memory_gib=float(estimates.host[position]) / GIB,
         breakdown={leaf.name: float(leaf.value[position]) for leaf in step.leaves()},
         memory_breakdown={leaf.name: float(leaf.value[position]) / GIB for leaf in held.leaves()},
         notes=_notes(case, decomposition),
@@ -124,6 +137,7 @@ def _notes(case: Case, d: Decomposition) -> tuple[str, ...]:
         notes.append(
             f"{case.model.layers} layers do not divide by {d.pipeline} stages; the first ones get one more"
         )
+    notes += _savings_notes(case, d)
     if case.crowding > 1:
         ranks, cores = case.layout.ranks_per_node, case.node.usable_cores
         notes.append(
@@ -133,3 +147,16 @@ def _notes(case: Case, d: Decomposition) -> tuple[str, ...]:
         notes.append(f"{case.layout.ranks_per_node} of {case.node.devices} devices of each node are used")
     notes.append(f"efficiencies: {case.profile.source} ({case.profile.date})")
     return tuple(notes)
+
+
+def _savings_notes(case: Case, d: Decomposition) -> list[str]:
+    pruning, notes = case.training.pruning, []
+    if (d.offload != "none" or pruning) and case.training.precision != "fp32":
+        notes.append(f"gradients are kept and summed in {case.training.precision}, not fp32")
+    if d.offload != "none" and case.one_memory:
+        notes.append("device and host are one memory here: offload saves nothing")
+    if pruning and state.begins_dense(pruning):
+        notes.append(
+            "time is that after the pruning; memory must be enough for the dense steps before it as well"
+        )
+    return notes

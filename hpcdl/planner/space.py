@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES, Decomposition
+from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES, Decomposition, Offload
 from hpcdl.spec.model import Model
 from hpcdl.stage import Flow
 
@@ -20,7 +20,8 @@ Floats = NDArray[np.floating[Any]]
 
 
 _PLAIN = Decomposition()
-_ARRAYS = (*AXES, "microbatch", "full_recompute")
+_ARRAYS = (*AXES, "microbatch", "full_recompute", "offloaded", "offload_activations")
+_LEVELS = np.array(get_args(Offload))
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Candidates:
     pipeline: Ints
     microbatch: Ints
     full_recompute: Bools
+    offloaded: Ints  # level of ``offload``: 0 nothing, 1 optimizer, 2 parameters
+    offload_activations: Bools
     common: Decomposition = _PLAIN
 
     def __len__(self) -> int:
@@ -68,14 +71,15 @@ class Candidates:
         return self.common.zero
 
     @property
-    def offload(self) -> str:
+    def offload(self) -> NDArray[np.str_]:
         """What is kept in CPU memory."""
-        return self.common.offload
+        return _LEVELS[self.offloaded]
 
     @property
-    def offload_activations(self) -> bool:
-        """Whether what full recompute keeps waits in CPU memory."""
-        return self.common.offload_activations
+    def plain(self) -> Bools:
+        """Whether nothing is kept in CPU memory."""
+        verdict: Bools = (self.offloaded == 0) & ~self.offload_activations
+        return verdict
 
     @property
     def batch_shards(self) -> Ints:
@@ -125,17 +129,38 @@ class Candidates:
         """The candidates at ``index`` (positions, or a mask)."""
         return replace(self, **{name: getattr(self, name)[index] for name in _ARRAYS})
 
+    def offloading(self, level: int, *, activations: bool = False) -> Candidates:
+        """The same, each with so much in CPU memory."""
+        levels, flags = np.full(len(self), level), np.full(len(self), activations)
+        return replace(self, offloaded=levels, offload_activations=flags)
+
     def decomposition(self, position: int) -> Decomposition:
         """One candidate."""
         degrees = {axis: int(getattr(self, axis)[position]) for axis in (*AXES, "microbatch")}
-        recompute = "full" if self.full_recompute[position] else self._not_full
-        return Decomposition.model_validate({**self.common.model_dump(), **degrees, "recompute": recompute})
+        varied = {
+            "recompute": "full" if self.full_recompute[position] else self._not_full,
+            "offload": str(self.offload[position]),
+            "offload_activations": bool(self.offload_activations[position]),
+        }
+        return Decomposition.model_validate({**self.common.model_dump(), **degrees, **varied})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """One list of several with the same in common."""
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+        return cls(**arrays, common=parts[0].common)
 
     @classmethod
     def of(cls, d: Decomposition) -> Candidates:
         """One decomposition as a list of one."""
         one = {axis: np.array([getattr(d, axis)]) for axis in (*AXES, "microbatch")}
-        return cls(**one, full_recompute=np.array([d.recompute == "full"]), common=d)
+        return cls(
+            **one,
+            full_recompute=np.array([d.recompute == "full"]),
+            offloaded=np.array([get_args(Offload).index(d.offload)]),
+            offload_activations=np.array([d.offload_activations]),
+            common=d,
+        )
 
 
 @dataclass(frozen=True)
@@ -154,6 +179,7 @@ class Space:
 def search_space(gpus: int, model: Model, global_batch: int) -> Space:
     """All products of five degrees that make ``gpus``, with every microbatch that divides, both recomputes.
 
+    Nothing is offloaded: ``planner.offload`` adds that where it can matter.
     Degrees are any divisors, not powers of two only. A grid that breaks a rule whatever the microbatch is
     counted once and not multiplied out.
     """
@@ -167,6 +193,11 @@ def smallest(gpus: int, model: Model, global_batch: int) -> Candidates:
     grids = _grids(gpus)
     kept, _ = _judge(grids, model, global_batch)
     return _both_recomputes(grids.take(kept))
+
+
+def lawful(candidates: Candidates, model: Model, global_batch: int) -> Bools:
+    """Those that keep every rule."""
+    return _judge(candidates, model, global_batch)[0]
 
 
 def factorisations(number: int, parts: int) -> Ints:
@@ -186,7 +217,7 @@ def divisors(number: int) -> list[int]:
 def _grids(gpus: int) -> Candidates:
     x, y, z, data, pipeline = factorisations(gpus, len(AXES)).T
     ones, no = np.ones(len(x), dtype=np.int64), np.zeros(len(x), dtype=np.bool_)
-    return Candidates(x, y, z, data, pipeline, ones, no)
+    return Candidates(x, y, z, data, pipeline, ones, no, 0 * ones, no)
 
 
 def _judge(grids: Candidates, model: Model, global_batch: int) -> tuple[Bools, dict[str, int]]:

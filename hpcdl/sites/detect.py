@@ -45,22 +45,25 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """Dense peaks in TFLOP/s, GB/s of memory and GB/s to the other devices of its node."""
+    """Dense peaks in TFLOP/s, GB/s of memory, GB/s to the other devices of its node and to its host."""
 
     peak_tflops: dict[str, float]
     memory_bandwidth: float
     link: float
+    host: float
 
 
-# Vendor data sheets, dense figures; the first name contained in nvidia-smi's is taken.
+# Vendor data sheets, dense figures; the first name contained in nvidia-smi's is taken. To the host a GH200
+# has NVLink-C2C, the others PCI Express 5, 4 and 3 with 16 lanes.
 _GPUS = {
-    "H200": GpuFigures({"fp32": 67.0, "tf32": 494.0, "bf16": 989.0, "fp16": 989.0}, 4800.0, 450.0),
-    "H100": GpuFigures({"fp32": 67.0, "tf32": 494.0, "bf16": 989.0, "fp16": 989.0}, 3350.0, 450.0),
-    "A100": GpuFigures({"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0}, 1555.0, 300.0),
-    "V100": GpuFigures({"fp32": 15.7, "fp16": 125.0}, 900.0, 150.0),
+    "GH200": GpuFigures({"fp32": 67.0, "tf32": 494.0, "bf16": 989.0, "fp16": 989.0}, 4000.0, 450.0, 450.0),
+    "H200": GpuFigures({"fp32": 67.0, "tf32": 494.0, "bf16": 989.0, "fp16": 989.0}, 4800.0, 450.0, 63.0),
+    "H100": GpuFigures({"fp32": 67.0, "tf32": 494.0, "bf16": 989.0, "fp16": 989.0}, 3350.0, 450.0, 63.0),
+    "A100": GpuFigures({"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0}, 1555.0, 300.0, 31.5),
+    "V100": GpuFigures({"fp32": 15.7, "fp16": 125.0}, 900.0, 150.0, 15.75),
 }
 # A GPU that is not listed is given a T4's fp32 and PCIe 3: too slow rather than too fast.
-_UNKNOWN_GPU = GpuFigures({"fp32": 8.1, "bf16": 8.1, "fp16": 8.1}, 300.0, 12.0)
+_UNKNOWN_GPU = GpuFigures({"fp32": 8.1, "bf16": 8.1, "fp16": 8.1}, 300.0, 12.0, 15.75)
 
 
 def parse_gpus(text: str) -> list[Gpu]:
@@ -150,5 +153,5 @@ def _gpu_node(cores: int, memory_bytes: int, gpus: list[Gpu]) -> NodeType:
         memory_bandwidth=figures.memory_bandwidth,
         peak_tflops=figures.peak_tflops,
     )
-    links = Links(intra_node=figures.link)
+    links = Links(intra_node=figures.link, host=figures.host)
     return NodeType(device=device, devices=len(gpus), cores=cores, host_memory=str(memory_bytes), links=links)

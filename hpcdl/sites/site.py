@@ -68,6 +68,7 @@ class NodeType(Frozen):
     cores: int = Field(gt=0, description="physical cores a node")
     reserved_cores: list[int] = Field(default_factory=list, description="cores the system keeps for itself")
     host_memory: Size
+    host_memory_bandwidth: float | None = Field(None, gt=0, description="GB/s of a node's host memory")
     unified_memory: bool = Field(False, description="whether devices and host share one memory")
     links: Links
     device_cores: list[str] = Field(default_factory=list, description="cores near each device, e.g. 48-63")

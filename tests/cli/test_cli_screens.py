@@ -54,6 +54,25 @@ def test_plan_past_a_queues_limits_says_that_submit_would_refuse(hpcdl, auto):
     assert "submit would refuse this" in result.err
 
 
+def test_what_saves_no_memory_is_warned_of_before_anything_runs(hpcdl, tiny):
+    low = ("--set", "training.pruning={sparsity: 0.1}")
+    words = "training.pruning.sparsity 0.1 saves little or no memory: "
+    for command in (("plan", tiny), ("plan", tiny, "--explain", "1"), ("submit", tiny, "--dry-run")):
+        assert f"note: {words}" in hpcdl(*command, *low).err
+        assert words not in hpcdl(*command).err
+    as_json = hpcdl("plan", tiny, *low, "--json")
+    assert json.loads(as_json.out)["warnings"][0].startswith(words)
+    large = ("--set", "parallelism.offload=optimizer", "--set", "training.bucket_mib=100")
+    assert "note: training.bucket_mib 100 is a bucket of 26214400 elements" in hpcdl("plan", tiny, *large).err
+
+
+def test_plan_shows_what_is_offloaded(hpcdl, tiny):
+    held = ("--set", "parallelism={data: 2, offload: parameters, recompute: full, offload_activations: true}")
+    result = hpcdl("plan", tiny, *held)
+    assert " parameters + activations " in result.out
+    assert ", offload parameters + activations: " in hpcdl("plan", tiny, *held, "--explain", "1").out
+
+
 def test_plan_of_an_explicit_decomposition_that_cannot_run_shows_it_and_exits_3(hpcdl, tiny):
     result = hpcdl("plan", tiny, "--set", "parallelism.data=3")
     assert result.code == 3

@@ -50,3 +50,27 @@ def experiment_of():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_memory(perlmutter):
+    """A Perlmutter node whose devices have so much memory."""
+
+    def make(size, **node):
+        gpu = perlmutter.nodes["gpu40"]
+        device = gpu.device.model_copy(update={"memory": size})
+        return gpu.model_copy(update={"device": device, **node})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def site_with(perlmutter, small_memory):
+    """Perlmutter with such nodes."""
+
+    def make(size, **node):
+        return perlmutter.model_copy(
+            update={"nodes": {**perlmutter.nodes, "gpu40": small_memory(size, **node)}}
+        )
+
+    return make

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hpcdl.planner import memory
+from hpcdl.planner import memory, state
 from hpcdl.planner.estimate import memory_tree
 from hpcdl.planner.space import Candidates, search_space
 from hpcdl.spec.decomposition import Decomposition
@@ -37,7 +37,7 @@ def test_matrices_and_their_state_shrink_with_x_y_and_z(case_on):
 def test_stages_hold_all_parameters_and_a_tied_weight_twice(case_on, stages):
     model = Model(layers=8, hidden=64, heads=4, vocab=512, sequence=32)
     case, c = case_on(nodes=2, model=model), Candidates.of(Decomposition(pipeline=stages))
-    first, last = (memory.stage_parameters(case, c, is_last=end)[0] for end in (False, True))
+    first, last = (state.shard(case, c, is_last=end).parameters[0] for end in (False, True))
     between = (stages - 2) * (8 // stages) * model.layer_parameters
     assert first + between + last == model.parameters + 512 * 64
 
@@ -83,11 +83,15 @@ def test_device_is_reserved_is_allocated_plus_what_stands_between(case_on):
     assert (framework.value == 2**30).all()
 
 
-def test_fit_leaves_a_margin(case_on):
-    case = case_on()
+@pytest.mark.parametrize(("spare", "verdict"), [(1.001, True), (0.999, False)])
+def test_fit_leaves_a_margin(case_on, perlmutter, spare, verdict):
+    case, c = case_on(), Candidates.of(Decomposition())
     assert memory.budget(case) == pytest.approx(0.95 * 40 * 2**30)
-    terms = {"weights": np.array([0.949, 0.951]) * 40 * 2**30}
-    assert memory.fits(case, terms).tolist() == [True, False]
+    needed = float(memory.total(memory.device_memory(case, c))[0])
+    node = perlmutter.nodes["gpu40"]
+    device = node.device.model_copy(update={"memory": str(int(needed / 0.95 * spare))})
+    tight = case_on(node=node.model_copy(update={"device": device}))
+    assert memory.fits(tight, c).tolist() == [verdict]
 
 
 def test_zero_shares_optimizer_state_over_data_and_nothing_else(case_on):

@@ -74,9 +74,18 @@ def test_no_candidate_is_an_empty_list():
     assert len(smallest(11, MODEL, 8)) == 0
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
-def test_one_decomposition_survives_the_way_through_arrays(recompute):
-    d = Decomposition(data=2, pipeline=3, x=4, y=5, z=6, microbatch=7, recompute=recompute)
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"recompute": "none"},
+        {"recompute": "full"},
+        {"offload": "optimizer"},
+        {"offload": "parameters", "recompute": "full", "offload_activations": True},
+    ],
+    ids=str,
+)
+def test_one_decomposition_survives_the_way_through_arrays(held):
+    d = Decomposition(data=2, pipeline=3, x=4, y=5, z=6, microbatch=7, **held)
     candidates = Candidates.of(d)
     assert candidates.decomposition(0) == d
     assert candidates.batch_shards[0] == d.batch_shards

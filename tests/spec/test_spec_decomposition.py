@@ -14,6 +14,7 @@ from hpcdl.spec.decomposition import (
 )
 from hpcdl.spec.model import Model
 
+OFFLOADS = ("none", "optimizer", "parameters")
 degrees = st.builds(Decomposition, **{axis: st.integers(1, 3) for axis in AXES})
 MODEL = Model(family="llama", layers=6, hidden=96, heads=12, kv_heads=4, ffn=160, vocab=300, sequence=16)
 
@@ -51,6 +52,7 @@ def test_a_rank_outside_is_refused(rank):
             Decomposition,
             **{axis: st.integers(1, 6) for axis in (*AXES, "microbatch")},
             recompute=st.sampled_from(["none", "full"]),
+            offload=st.sampled_from(OFFLOADS),
         ),
         min_size=1,
         max_size=8,
@@ -59,7 +61,13 @@ def test_a_rank_outside_is_refused(rank):
 )
 def test_rules_judge_many_as_they_judge_one(many, batch):
     columns = {axis: np.array([getattr(d, axis) for d in many]) for axis in (*AXES, "microbatch")}
-    candidates = Candidates(**columns, full_recompute=np.array([d.recompute == "full" for d in many]))
+    candidates = Candidates(
+        **columns,
+        full_recompute=np.array([d.recompute == "full" for d in many]),
+        offloaded=np.array([OFFLOADS.index(d.offload) for d in many]),
+        offload_activations=np.zeros(len(many), dtype=np.bool_),
+    )
+    assert candidates.offload.tolist() == [d.offload for d in many]
     for rule in (*RULES, *ENGINE_RULES):
         together = np.broadcast_to(rule.holds(candidates, MODEL, batch), (len(many),))
         assert together.tolist() == [bool(rule.holds(d, MODEL, batch)) for d in many]

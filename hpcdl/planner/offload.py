@@ -1,0 +1,168 @@
+"""What offloading costs in time, and which candidates it is worth trying for.
+
+Per microbatch: with ``offload: parameters`` the weights of every layer come over the host link in forward and
+again in backward, and their gradient, not yet compressed, goes back; with ``offload_activations`` what full
+recomputation keeps goes in forward and comes back in backward. All of it runs beside the layer before or
+after, so what counts is what takes longer than the layer; the link carries both directions at once.
+
+Per step: weights are updated on the device, which fetches 12 bytes a parameter and writes them back, two
+buckets at a time, so that each goes through half of that and of the computing; or on the host, whose cores
+stream what an update reads and writes while gradients go down and weights come up. ``training.offload_step``
+decides, or else the faster. Weights that live on the host are updated there; to be summed over data their
+gradients go to the device and back, which nothing hides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcdl.planner import comm, compute, memory, state
+from hpcdl.planner.case import Case
+from hpcdl.planner.comm import Fabric
+from hpcdl.planner.space import Bools, Candidates, Floats
+
+_FETCHED = 12  # bytes of main copy and moments, one way
+_STREAMED = 40  # bytes of memory that an update on cores takes a parameter, as the profile of a CPU has it
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Seconds of copies to and from the host a microbatch, each direction beside the other."""
+
+    forward: Floats
+    backward: Floats
+
+
+def layer(case: Case, c: Candidates) -> Copies:
+    """Those of one layer."""
+    elements = sum(matrix.rows * matrix.columns for matrix in case.model.layer_matrices) / c.tensor
+    kept = c.offload_activations * memory.boundary(case, c) / c.common.recompute_every
+    return _copies(case, c, elements, kept)
+
+
+def vocabulary(case: Case, c: Candidates) -> Copies:
+    """Those of the embedding, or the head."""
+    elements = case.model.vocab * case.model.hidden / c.tensor
+    return _copies(case, c, elements, np.zeros(len(c)))
+
+
+def _copies(case: Case, c: Candidates, elements: Floats, kept: Floats) -> Copies:
+    weights = (c.offloaded == state.PARAMETERS) * elements * case.element_bytes
+    # In backward the gradient goes the other way and is no larger than the weight that comes.
+    return Copies(np.maximum(weights, kept) / case.host_link, (weights + kept) / case.host_link)
+
+
+def update(case: Case, c: Candidates, elements: Floats) -> Floats:
+    """Seconds in which so many ``elements`` a rank are updated whose state lies on the host."""
+    computed = case.crowding * compute.optimizer(case, elements)
+    fetched = elements * _FETCHED / case.host_link
+    gradient = state.gradient_bytes(case, c, state.sparsity(case))
+    moved = elements * (gradient + case.element_bytes) / case.host_link
+    streamed = case.crowding * elements * _STREAMED / case.host_rate
+    ways = {
+        "device": np.maximum(computed, fetched + computed / 2),
+        "host": np.maximum(moved, streamed),
+    }
+    chosen = ways.get(case.training.offload_step, np.minimum(ways["device"], ways["host"]))
+    resident = np.where(c.data > 1, moved + streamed, ways["host"])
+    return np.where(c.offloaded == state.PARAMETERS, resident, chosen)
+
+
+def compression(case: Case, c: Candidates) -> Floats:
+    """Seconds a microbatch in which one layer's gradients lose what is pruned.
+
+    The whole gradient and the index are read, and what is kept is added to what was there.
+    """
+    gone = state.sparsity(case)
+    if not gone:
+        return np.zeros(len(c))
+    traffic = state.pruned_layer(case, c) * (case.element_bytes + (1 - gone) * (4 + 3 * case.element_bytes))
+    return traffic / case.memory_rate
+
+
+def expansion(case: Case, pruned: Floats) -> Floats:
+    """Seconds in which so many ``pruned`` elements a rank get their new weights back among the zeros."""
+    gone = state.sparsity(case)
+    traffic = pruned * (case.element_bytes + (1 - gone) * (4 + case.element_bytes)) if gone else 0 * pruned
+    return traffic / case.memory_rate
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Candidates, and what they need of the memory there is, as ``memory.need`` has it."""
+
+    candidates: Candidates
+    need: Floats
+
+    @property
+    def fitting(self) -> Bools:
+        """Those that fit."""
+        verdict: Bools = self.need <= 1
+        return verdict
+
+    @classmethod
+    def of(cls, case: Case, candidates: Candidates) -> Judged:
+        """Judge them."""
+        return cls(candidates, memory.need(case, candidates))
+
+    @classmethod
+    def joined(cls, *parts: Judged) -> Judged:
+        """One list of several."""
+        candidates = Candidates.joined([part.candidates for part in parts])
+        return cls(candidates, np.concatenate([part.need for part in parts]))
+
+
+def variants(case: Case, plain: Candidates) -> Judged:
+    """``plain`` and, where it can matter, the same with something offloaded.
+
+    Nothing faster is left out. The optimizer's state is offloaded where a candidate does not fit otherwise,
+    or where sending gradients in the model's type may save more than the update takes longer. Parameters are
+    offloaded only where that is not enough: it costs more of everything but device memory. Activations are
+    kept on the host if nothing fits without.
+    """
+    if case.one_memory:
+        return Judged.of(case, plain)
+    found = _levels(case, plain, activations=False)
+    if found.fitting.any():
+        return found
+    return Judged.joined(found, _levels(case, plain.take(plain.full_recompute), activations=True))
+
+
+def _levels(case: Case, plain: Candidates, *, activations: bool) -> Judged:
+    nothing = Judged.of(case, plain.offloading(0, activations=activations))
+    wanted = ~nothing.fitting
+    wanted[~wanted] = _may_pay(case, nothing.candidates.take(~wanted))
+    lean = nothing.candidates.take(wanted).offloading(state.OPTIMIZER, activations=activations)
+    optimizer = Judged.of(case, lean)
+    # Parameters are updated on the host; where state is not allowed to be, that might be faster.
+    wanted = ~optimizer.fitting | (case.training.offload_step == "device")
+    parameters = lean.take(wanted).offloading(state.PARAMETERS, activations=activations)
+    return Judged.joined(nothing, optimizer, Judged.of(case, parameters))
+
+
+def _may_pay(case: Case, c: Candidates) -> Bools:
+    """Where offloading the optimizer's state saves communication that outweighs its slower update.
+
+    The rest of a step is the same, and at most the whole saving is exposed.
+    """
+    lean = c.offloading(state.OPTIMIZER)  # activations do not matter here
+    verdict: Bools = _unhidden(case, c) > _unhidden(case, lean)
+    return verdict
+
+
+def _unhidden(case: Case, c: Candidates) -> Floats:
+    fabric = Fabric(case, c)
+    elements = largest_shard(case, c)
+    own = elements / (c.data if c.zero else 1)
+    changed = np.where(c.offloaded > 0, update(case, c, own), case.crowding * compute.optimizer(case, own))
+    reduction, _ = comm.gradient_reduction(fabric, elements)
+    return reduction + comm.tied_embedding(fabric) + changed
+
+
+def largest_shard(case: Case, c: Candidates) -> Floats:
+    """Elements that the rank with most of them trains."""
+    ends = (state.shard(case, c, is_last=end) for end in (False, True))
+    first, last = (state.kept(held, state.sparsity(case)) for held in ends)
+    return np.maximum(first, last)
