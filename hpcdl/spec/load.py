@@ -185,7 +185,7 @@ def _has_sibling(problem: Any, errors: list[Any]) -> bool:
 
 
 def _explain(problem: Any, document: Document, model: type[BaseModel]) -> str:
-    location = tuple(part for part in problem["loc"] if _is_key(part))
+    location = _location(problem)
     name = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         return _explain_unknown(location, document, model)
@@ -197,6 +197,13 @@ def _explain(problem: Any, document: Document, model: type[BaseModel]) -> str:
     if problem["type"] == "value_error":
         return f"{where}: {name}: {message}" if name else f"{where}: {message}"
     return f"{where}: {name} is {_shown(problem['input'])}, but {message}"
+
+
+def _location(problem: Any) -> Location:
+    """The keys that lead to ``problem``; one that is not known is a key whatever it looks like."""
+    parts = problem["loc"]
+    unknown = len(parts) - 1 if problem["type"] == "extra_forbidden" else None
+    return tuple(part for place, part in enumerate(parts) if place == unknown or _is_key(part))
 
 
 def _is_key(part: str | int) -> bool:

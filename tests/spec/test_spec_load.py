@@ -50,6 +50,9 @@ def test_a_good_file_is_read_with_yaml_1_2_scalars():
     ("old", "new", "words"),
     [
         ("  hidden: 64", "  hiden: 64", "exp.yaml:5:3: unknown key 'model.hiden'; did you mean 'hidden'?"),
+        # One with a capital once ended as a crash: it looked like the name of a class.
+        ("  hidden: 64", "  Hidden: 64", "exp.yaml:5:3: unknown key 'model.Hidden'; did you mean 'hidden'?"),
+        ("training:", "Training:", "unknown key 'Training'; did you mean 'training'?"),
         ("global_batch: 8", "global_batch: -8", "exp.yaml:11:17: training.global_batch is -8, but"),
         ("heads: 4", "heads: 5", "exp.yaml:3:3: model: hidden 64 is not divisible by heads 5"),
         ("00:30:00", "1h", "exp.yaml:14:32: resources.walltime: '1h' is not a walltime; write HH:MM:SS"),
