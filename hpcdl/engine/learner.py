@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from math import prod
 
 import torch
@@ -59,24 +58,28 @@ class Learner:
         self._experiment = experiment
         offload = decomposition.offload
         self._thrift = Thrift(None if offload == "none" else numerics.host, matrices=offload == "parameters")
+        self._made_flat: Flat | None = None
+        self._made_update: Update | None = None
         self._seat = Seat(transport, self.topology, self.groups.team, self._timeline)
         self._dtype = numerics.dtype
         self.device = device
         own = self.stage.shapes if isinstance(self.stage, OwnModel) else None
         self.shapes = shapes(experiment.shape) if own is None else own
 
-    # Flat memory is made when it is first needed: a network that is pruned before has less of it.
-    @cached_property
+    # Flat memory is made when it is first needed: a network that is pruned before has less of it. Not by a
+    # cached_property: until Python 3.12 it holds a lock over all learners, and making an update communicates.
+    @property
     def _flat(self) -> Flat:
-        return Flat(self.stage.held, self.topology, self.groups, self._sizes, self._thrift)
+        if self._made_flat is None:
+            self._made_flat = Flat(self.stage.held, self.topology, self.groups, self._sizes, self._thrift)
+        return self._made_flat
 
     @property
-    def _is_made(self) -> bool:
-        return "_flat" in vars(self)
-
-    @cached_property
     def _update(self) -> Update:
-        return Update(self._experiment, self._flat, self.topology, self.groups, self._timeline)
+        if self._made_update is None:
+            groups, flat = self.groups, self._flat
+            self._made_update = Update(self._experiment, flat, self.topology, groups, self._timeline)
+        return self._made_update
 
     @property
     def gradients(self) -> Gradients:
@@ -90,7 +93,10 @@ class Learner:
 
     @property
     def offload(self) -> dict[str, object]:
-        """Where weights are updated whose optimizer state lies on the host, and what was measured for it."""
+        """Where weights are updated whose optimizer state lies on the host, and what was measured for it.
+
+        Who asks first, all ranks together, has it measured.
+        """
         return self._update.choice.told
 
     def step(
@@ -160,7 +166,7 @@ class Learner:
 
     def counted(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Pieces of weights by the name of their parameter; over all ranks each trained one is there once."""
-        if self._is_made:
+        if self._made_flat is not None:
             yield from ((part.name, part.tensors["master"]) for part in self.parts() if part.writes)
         else:
             first = (held for held in self.stage.held if held.is_first(self.topology))
@@ -168,7 +174,7 @@ class Learner:
 
     def master(self, held: Held) -> torch.Tensor:
         """What is kept of a parameter's fp32 weights, flat; those who share it ask together."""
-        if self._is_made:
+        if self._made_flat is not None:
             return whole(self._flat, held.name, "master")
         return held.parameter.detach().view(-1).float()
 
@@ -180,8 +186,8 @@ class Learner:
         Args:
             kept: of this rank's parameters, no element that is pruned already.
         """
-        flat: Flat | None = vars(self).pop("_flat", None)
-        update: Update | None = vars(self).pop("_update", None)
+        flat, self._made_flat = self._made_flat, None
+        update, self._made_update = self._made_update, None
         self._thrift = replace(self._thrift, kept={**self.kept, **kept})
         if flat is not None:
             carry(flat, self._flat)

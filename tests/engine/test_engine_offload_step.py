@@ -99,9 +99,14 @@ def learner_of(transport, decomposition, settings):
 
 
 def learners(decomposition, settings):
-    return in_threads(
-        decomposition.ranks, partial(learner_of, decomposition=decomposition, settings=settings)
-    )
+    """Of all ranks, with their state made, for which they must come together."""
+
+    def made(transport):
+        learner = learner_of(transport, decomposition=decomposition, settings=settings)
+        learner.counters()
+        return learner
+
+    return in_threads(decomposition.ranks, made)
 
 
 @pytest.mark.parametrize("way", ["device", "host"])
