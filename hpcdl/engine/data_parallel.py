@@ -126,7 +126,7 @@ class Gradients:
         self._device = flat.device
         self._homes = [_Home(chunk, flat.device) for chunk in flat.chunks]
         self._away: deque[_Home] = deque()
-        self._delivery = Delivery(flat.thrift.host) if flat.thrift.host is not None else None
+        self._delivery = Delivery(flat.thrift.host) if flat.thrift.host and flat.thrift.matrices else None
         self._arrivals = [
             _Arrivals(slot, [home for home in self._homes if slot.name in home.chunk.names])
             for slot in flat.slots

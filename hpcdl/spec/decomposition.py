@@ -236,7 +236,7 @@ RULES: tuple[Rule, ...] = (
 """What every decomposition of a model must satisfy, whatever engine runs it."""
 
 ENGINE_RULES: tuple[Rule, ...] = ()
-"""What the bundled engine can run today; the planner proposes nothing else."""
+"""What the bundled engine cannot run yet, and the planner therefore does not propose: nothing today."""
 
 
 ENTRY_RULES: tuple[Rule, ...] = (

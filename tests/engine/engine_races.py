@@ -37,6 +37,10 @@ class Races(Border):
         monkeypatch.setattr(HostMemory, "settle", lambda _: self._follow(HOST, self._running[-1]))
         return self
 
+    def knows(self, later, earlier):
+        """Whether all that ``earlier`` was given runs before what ``later`` is given from now on."""
+        return self._clocks[later][earlier] >= self._clocks[earlier][earlier]
+
     @contextmanager
     def _within(self, lane):
         self._running.append(lane)

@@ -1,6 +1,7 @@
 """Whatever waits in host memory, training is what it is without."""
 
 import shutil
+from collections import Counter, defaultdict
 from functools import partial
 
 import pytest
@@ -25,6 +26,7 @@ from test_engine_update import (
     trained,
 )
 
+from hpcdl.engine import data_parallel
 from hpcdl.engine.data_parallel import Gradients
 from hpcdl.engine.groups import make_groups
 from hpcdl.engine.learner import Learner
@@ -137,6 +139,28 @@ def test_an_overflow_leaves_what_lies_on_the_host_alone():
         return outcome.skipped and all(map(torch.equal, before, after))
 
     assert all(in_threads(2, work))
+
+
+def test_two_chunks_of_the_host_have_room_on_the_device_at_once(monkeypatch):
+    """However far backward is ahead of the sums."""
+    away, most = defaultdict(set), Counter()
+    reduce, finish = data_parallel._Home.reduce, data_parallel._Home.finish
+
+    def reduced(home):
+        if home.chunk.kind.on_host:
+            rank = home.chunk.peers.transport.rank
+            away[rank].add(home)
+            most[rank] = max(most[rank], len(away[rank]))
+        reduce(home)
+
+    def finished(home):
+        finish(home)
+        away[home.chunk.peers.transport.rank].discard(home)
+
+    monkeypatch.setattr(data_parallel._Home, "reduce", reduced)
+    monkeypatch.setattr(data_parallel._Home, "finish", finished)
+    trained(experiment(deep), Decomposition(data=2, offload="parameters"))
+    assert most == {0: 2, 1: 2}
 
 
 @pytest.mark.parametrize("spread", [{}, {"z": 2}, {"pipeline": 2}], ids=str)

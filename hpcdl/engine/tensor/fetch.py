@@ -34,13 +34,14 @@ class Fetch:
     def __init__(self, peers: Peers, device: torch.device) -> None:
         self._peers = peers
         self._device = device
-        self._lane = Lane(device)
+        self._lane, self._other = Lane(device), Lane(device)
 
     def gather(self, shard: torch.Tensor) -> Coming:
         """All flat shards, one after the other, in memory of the device."""
+        self._lane, self._other = self._other, self._lane
         # A host that runs ahead of the device would ask for room while all it asked for before is in use. A
         # fetch follows what was computed when it was asked for, so when it is done older weights are free.
-        self._lane.wait()
+        self._other.wait()
         self._lane.follow()
         with self._lane.running():
             here = torch.empty_like(shard, device=self._device, requires_grad=False)

@@ -1,4 +1,8 @@
-"""What recomputation keeps, waiting in the memory of the host until backward comes for it."""
+"""What recomputation keeps, waiting in the memory of the host until backward comes for it.
+
+Memory that a lane uses is free when the lane is done with it. A host that ran far ahead of the device would
+ask for more and more of it, so it waits for each copy before it begins the next: it is one group ahead.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ class Waiting:
         self._learns = tensor.requires_grad
         self._room: torch.Tensor | None = host.empty(tuple(tensor.shape), tensor.dtype)
         self._back: torch.Tensor | None = None
+        lane.wait()
         lane.follow()
         with lane.running():
             self._room.copy_(tensor.detach(), non_blocking=True)
@@ -34,6 +39,7 @@ class Waiting:
     def begin(self) -> None:
         """Begin to bring it back; the host's memory is free again when it came."""
         if self._room is not None:
+            self._lane.follow()
             with self._lane.running():
                 self._back = torch.empty_like(self._room, device=self._device)
                 self._back.copy_(self._room, non_blocking=True)
@@ -44,7 +50,7 @@ class Waiting:
         self.begin()
         back, self._back = self._back, None
         assert back is not None, "what waits is taken once"  # noqa: S101
-        self._lane.join()
+        self._lane.wait()
         self._lane.give(back)
         if self._before is not None:
             self._before.begin()
