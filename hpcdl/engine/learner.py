@@ -177,7 +177,7 @@ class Learner:
         """
         flat: Flat | None = vars(self).pop("_flat", None)
         update: Update | None = vars(self).pop("_update", None)
-        self._thrift = replace(self._thrift, kept={**self.kept, **kept})
+        self._thrift = replace(self._thrift, kept={**self.kept, **kept}, pruned=True)
         if flat is not None:
             carry(flat, self._flat)
         if update is not None:

@@ -52,15 +52,17 @@ class Thrift:
     Attributes:
         host: where masters and moments lie; None: where the parameters do.
         kept: of the parameters that are pruned, by name, what is left.
+        pruned: whether any rank has such; all must have gradients of the same type.
     """
 
     host: HostMemory | None = None
     kept: Mapping[str, Kept] = field(default_factory=dict)
+    pruned: bool = False
 
     @property
     def lean(self) -> bool:
         """Whether gradients have the type that the model computes in, instead of fp32."""
-        return self.host is not None or bool(self.kept)
+        return self.host is not None or self.pruned
 
     def elements(self, held: Held) -> int:
         """Of a parameter, those that are trained."""
