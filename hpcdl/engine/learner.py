@@ -188,7 +188,7 @@ class Learner:
         """
         flat, self._made_flat = self._made_flat, None
         update, self._made_update = self._made_update, None
-        self._thrift = replace(self._thrift, kept={**self.kept, **kept})
+        self._thrift = replace(self._thrift, kept={**self.kept, **kept}, pruned=True)
         if flat is not None:
             carry(flat, self._flat)
         if update is not None:

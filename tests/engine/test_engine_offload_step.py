@@ -1,6 +1,5 @@
 """A bucket whose state lies on the host is updated as one beside its weights, wherever the step is made."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest

@@ -133,6 +133,22 @@ def test_half_precision_stays_close_to_fp32(precision, degrees):
         assert not found.weights[name][~mask.bool()].any(), name
 
 
+def test_a_rank_with_nothing_pruned_sums_the_same_type():
+    """The ends of a tied pipeline add their gradients of the embedding, though only one has pruned layers."""
+    pruning = Pruning(sparsity=0.6, exclude=("embedding.*", "layers.0.*"))
+    settings, decomposition = experiment(TIED, "bf16", pruning), Decomposition(pipeline=3)
+
+    def work(transport):
+        learner = Learner(settings, decomposition, transport, CPU)
+        Pruner(pruning, learner, lambda *_, **__: None).begin(0)
+        learn(learner, settings, 1)
+        return len(learner.kept), {slot.gradient.dtype for slot in learner.gradients.slots}
+
+    answers = in_threads(3, work)
+    assert [kept > 0 for kept, _ in answers] == [False, True, True]
+    assert all(types == {torch.bfloat16} for _, types in answers)
+
+
 def test_fp16_overflows_are_skipped_and_the_scale_survives_pruning():
     scale = LossScale(initial=2.0**24, largest=2.0**24)
     pruning = Pruning(sparsity=0.6, begin=2)

@@ -57,16 +57,18 @@ class Thrift:
         host: where masters and moments lie; None: where the parameters do.
         kept: of the parameters that are pruned, by name, what is left.
         matrices: whether matrices and their gradients lie on the host too.
+        pruned: whether any rank has such; all must have gradients of the same type.
     """
 
     host: HostMemory | None = None
     kept: Mapping[str, Kept] = field(default_factory=dict)
     matrices: bool = False
+    pruned: bool = False
 
     @property
     def lean(self) -> bool:
         """Whether gradients have the type that the model computes in, instead of fp32."""
-        return self.host is not None or bool(self.kept)
+        return self.host is not None or self.pruned
 
     def bucket(self, limit: int) -> int:
         """Elements that are updated at once, where a bucket is to have ``limit``."""
