@@ -23,7 +23,8 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from hpcdl.engine.groups import Coming, Peers
-from hpcdl.engine.optim.flat import Chunk, Flat, Slot
+from hpcdl.engine.optim.bucket import Chunk, Slot
+from hpcdl.engine.optim.flat import Flat
 from hpcdl.engine.tensor.deliver import Delivery
 
 _AWAY = 2

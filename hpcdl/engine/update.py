@@ -14,8 +14,9 @@ import torch
 from hpcdl.engine.data_parallel import Gradients
 from hpcdl.engine.groups import Groups
 from hpcdl.engine.optim import clip
+from hpcdl.engine.optim.bucket import Chunk
 from hpcdl.engine.optim.choosing import choose
-from hpcdl.engine.optim.flat import Chunk, Flat
+from hpcdl.engine.optim.flat import Flat
 from hpcdl.engine.optim.scaler import Scaler
 from hpcdl.engine.timeline import OPTIMIZER, Timeline
 from hpcdl.engine.topology import Topology

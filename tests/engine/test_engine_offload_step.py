@@ -11,7 +11,7 @@ from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.optim import choosing
 from hpcdl.engine.optim.adamw import AdamW
-from hpcdl.engine.optim.flat import Bucket
+from hpcdl.engine.optim.bucket import Bucket
 from hpcdl.engine.optim.offload import Device, Host, Room
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.training import Optimizer

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl.engine.optim.adamw import AdamW
+from hpcdl.engine.optim.bucket import Bucket, Weighed
 from hpcdl.engine.optim.clip import scale, squared_norm
-from hpcdl.engine.optim.flat import Bucket, Weighed
 from hpcdl.engine.optim.scaler import PATIENCE, Scaler
 from hpcdl.engine.optim.schedule import learning_rate
 from hpcdl.errors import EngineError

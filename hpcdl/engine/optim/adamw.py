@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim.adamw import adamw
 
-from hpcdl.engine.optim.flat import Bucket
+from hpcdl.engine.optim.bucket import Bucket
 from hpcdl.spec.training import Optimizer
 
 

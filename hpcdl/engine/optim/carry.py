@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from hpcdl.engine.optim.flat import KINDS, Flat
+from hpcdl.engine.optim.bucket import KINDS
+from hpcdl.engine.optim.flat import Flat
 from hpcdl.engine.sparse.kept import Kept
 
 

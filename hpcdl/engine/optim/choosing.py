@@ -11,7 +11,8 @@ import torch
 from hpcdl.engine.groups import Peers
 from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.optim.adamw import AdamW
-from hpcdl.engine.optim.flat import Bucket, Flat
+from hpcdl.engine.optim.bucket import Bucket
+from hpcdl.engine.optim.flat import Flat
 from hpcdl.engine.optim.offload import Device, Host, Room
 from hpcdl.engine.optim.stepping import Apart, Stepping
 from hpcdl.engine.transport.base import Reduction

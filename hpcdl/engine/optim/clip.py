@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hpcdl.engine.optim.flat import Weighed
+from hpcdl.engine.optim.bucket import Weighed
 
 
 def squared_norm(weighed: Weighed) -> torch.Tensor:

@@ -22,7 +22,8 @@ import torch
 from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.lane import Lane
 from hpcdl.engine.optim.adamw import AdamW
-from hpcdl.engine.optim.flat import SLOTS, Bucket
+from hpcdl.engine.optim.bucket import Bucket
+from hpcdl.engine.optim.flat import SLOTS
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from hpcdl.engine.host_memory import HostMemory
-from hpcdl.engine.optim.flat import Bucket
+from hpcdl.engine.optim.bucket import Bucket
 
 
 class Stepping(Protocol):
