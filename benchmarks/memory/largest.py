@@ -6,7 +6,7 @@ one sequence at a time, 16 a step, half precision, full recomputation.
 python benchmarks/memory/largest.py
 
 With ``--measure MIB`` the device has so many MiB and the host half of this machine's memory. There is no
-framework and no margin, and the engine trains what is predicted to fit, and the next larger shape: layers of
+framework and no margin, and the engine trains what is predicted to fit, and the next shape: layers of
 width 128 · layers too, in heads of 32, 128 tokens, bf16. What lies on the device is counted.
 
 python benchmarks/memory/largest.py --measure
