@@ -7,26 +7,33 @@ from largest import bare
 from measured import peak_bytes
 
 from hpcdl.engine.host_memory import HostMemory
+from hpcdl.engine.tensor.deliver import Delivery
 from hpcdl.spec.model import Model
 
 GPT = Model(family="gpt", layers=2, hidden=256, heads=8, vocab=512, sequence=64)
-ONE_MATRIX = 4 * GPT.hidden**2 * 2
-"""Bytes of the largest."""
-
 WAYS = [
-    ({}, 0),
-    ({"offload": "optimizer"}, 0),
-    # Copies of a CPU are done at once, so no gradient is on its way while the next one is made.
-    ({"offload": "parameters"}, ONE_MATRIX),
-    ({"offload": "parameters", "offload_activations": True}, ONE_MATRIX),
-]
+    {}, {"offload": "optimizer"}, {"offload": "parameters"},
+    {"offload": "parameters", "offload_activations": True},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("way", "never_here"), WAYS, ids=str)
-def test_the_device_holds_what_the_planner_predicts(way, never_here):
+@pytest.fixture
+def slow_copies(monkeypatch):
+    """A gradient is on its way to the host until the next one is brought, as it may be next to a GPU."""
+    bring, travelling = Delivery.bring, []
+
+    def brought(delivery, gradient, add):
+        bring(delivery, gradient, add)
+        travelling[:] = [gradient]
+
+    monkeypatch.setattr(Delivery, "bring", brought)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_the_device_holds_what_the_planner_predicts(slow_copies, way):
     question = bare(64, way)
-    counted = peak_bytes(GPT, question.decomposition, question.training)
-    assert counted + never_here == pytest.approx(question.device_bytes(GPT), rel=0.05)
+    ratio = peak_bytes(GPT, question.decomposition, question.training) / question.device_bytes(GPT)
+    assert 0.9 < ratio < 1.02
 
 
 def test_the_peak_is_that_of_what_is_there_at_once_and_not_on_the_host():
