@@ -98,7 +98,7 @@ def shard(case: Case, c: Candidates, *, is_last: bool) -> Shard:
         embedding=held[1],
         head=held[2],
         vectors=layers * _layer_vectors(case, c) + begins * (positions / c.y) + ends * (norm / c.y),
-        in_use=_in_use(model, c, held[1], held[2]),
+        in_use=_in_use(model, c, held[1], ends * vocabulary),
         pruned=sum(
             (share * part for share, part in zip(_pruned_shares(case), held, strict=True)), 0.0 * layer
         ),
@@ -200,6 +200,7 @@ def _sizes(model: Model) -> list[int]:
 
 
 def _in_use(model: Model, c: Candidates, embedding: Floats, head: Floats) -> Floats:
+    """The largest two neighbours; ``head`` also where it is the embedding."""
     sizes = _sizes(model)
     within = max(one + following for one, following in pairwise([*sizes, sizes[0]])) / c.tensor
     at_ends = np.maximum(embedding + sizes[0] / c.tensor, head + sizes[-1] / c.tensor)

@@ -1,11 +1,10 @@
 """Two memories on one machine: who computes with what lies on the host, and how much lies where."""
 
 import gc
-import weakref
 from collections import Counter
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from counting import Sides
 
 MOVES = {
     "copy_",
@@ -19,40 +18,19 @@ MOVES = {
     "alias",
     "_unsafe_view",
 }
-FRESH = {"empty_like", "new_empty"}  # room that is made wherever it is wanted
 
 
-class Border(TorchDispatchMode):
-    """Refuses operators that read memory of the host and of the device at once, which only copies may.
-
-    What is made of tensors of the host alone lies there too. Scalars, and fp64, which only norms are in, go
-    where they are wanted.
-    """
+class Border(Sides):
+    """Refuses operators that read memory of the host and of the device at once, which only copies may."""
 
     def __init__(self, host):
-        super().__init__()
-        self.host = host
+        super().__init__(host)
         self.crossings = 0  # copies from one to the other
-        self.there = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        tensors = [one for one in leaves((args, kwargs)) if one.dim() and one.dtype != torch.float64]
-        sides = {self.on_host(one) for one in tensors}
-        name = function.overloadpacket.__name__
+    def reads(self, name, sides):
         if len(sides) == 2:
             assert name in MOVES, f"{name} reads both memories"
             self.crossings += 1
-        result = function(*args, **(kwargs or {}))
-        if sides == {True} and name not in FRESH:
-            self.there.update(one.untyped_storage() for one in leaves(result))
-        return result
-
-    def on_host(self, tensor):
-        return self.host.holds(tensor) or tensor.untyped_storage() in self.there
-
-
-def leaves(tree):
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def alive():

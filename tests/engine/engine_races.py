@@ -8,7 +8,8 @@ clocks. Two accesses of one storage of which one writes must be ordered by them.
 from collections import defaultdict
 from contextlib import contextmanager
 
-from engine_memory import FRESH, MOVES, Border, leaves
+from counting import FRESH, leaves
+from engine_memory import MOVES, Border
 
 from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.lane import Lane
