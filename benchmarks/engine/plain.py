@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -113,3 +113,18 @@ SETTINGS = dict(lr=1e-3, betas=(0.9, 0.95), fused=True)
 def optimizer(parameters: Iterable[torch.Tensor]) -> torch.optim.AdamW:
     """What the engine uses: fused AdamW."""
     return torch.optim.AdamW(groups(parameters), **SETTINGS)
+
+
+def step_of(model: nn.Module, shape: Model, rows: int) -> Callable[[int], float]:
+    """One step of ``model``, of that ``shape``, on a whole batch; answers its loss."""
+    update = optimizer(model.parameters())
+
+    def step(number: int) -> float:
+        inputs, targets = batch(shape, rows, number)
+        loss = loss_of(model(inputs), targets)
+        loss.backward()
+        update.step()
+        update.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step

@@ -33,17 +33,7 @@ def dtensor() -> Step:
         }
         parallelize_module(model[1 + index], mesh, plan)
         del block
-    optimizer = plain.optimizer(model.parameters())
-
-    def step(number: int) -> float:
-        inputs, targets = plain.batch(MODEL, ROWS, number)
-        loss = plain.loss_of(model(inputs), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return step
+    return plain.step_of(model, MODEL, ROWS)
 
 
 def main() -> None:

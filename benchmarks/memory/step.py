@@ -33,17 +33,7 @@ def fsdp2(policy: OffloadPolicy) -> Step:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for part in (*model, model):
         fully_shard(part, mesh=mesh, offload_policy=policy)
-    optimizer = plain.optimizer(model.parameters())
-
-    def step(number: int) -> float:
-        inputs, targets = plain.batch(MODEL, ROWS, number)
-        loss = plain.loss_of(model(inputs), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return step
+    return plain.step_of(model, MODEL, ROWS)
 
 
 def engine(transport: Transport) -> dict[str, Step]:

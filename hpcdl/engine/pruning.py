@@ -22,10 +22,8 @@ from hpcdl.engine.sparse.threshold import Row, thresholds
 from hpcdl.engine.sparse.tickets import Tickets
 from hpcdl.engine.tensor.parameters import Held, Part
 from hpcdl.errors import EngineError
-from hpcdl.spec.training import Pruning
+from hpcdl.spec.training import BREAK_EVEN, Pruning
 
-BREAK_EVEN = 0.25
-"""Sparsity below which the index costs more than what is pruned saves: 24·(1 - p) + 2 = 20."""
 TICKETS = "tickets"  # the kind of tensor, and the counter, of the search for one
 
 

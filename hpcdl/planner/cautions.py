@@ -12,10 +12,8 @@ from hpcdl.planner.case import Case
 from hpcdl.planner.offload import largest_shard
 from hpcdl.planner.space import Candidates
 from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.training import BREAK_EVEN
 from hpcdl.units import format_bytes
-
-_BREAK_EVEN = 0.25
-"""Below it index and compressed copies cost more than they save (SAMO, IPDPS 2023, equation 5)."""
 
 
 def cautions(case: Case, chosen: Decomposition) -> tuple[str, ...]:
@@ -29,12 +27,12 @@ def _low_sparsity(case: Case, chosen: Decomposition) -> Iterator[str]:
         return
     dense_case = replace(case, training=case.training.model_copy(update={"pruning": None}))
     pruned, dense = _state_bytes(case, chosen), _state_bytes(dense_case, chosen)
-    if pruning.sparsity >= _BREAK_EVEN and pruned < dense:
+    if pruning.sparsity >= BREAK_EVEN and pruned < dense:
         return
     yield (
         f"training.pruning.sparsity {pruning.sparsity:g} saves little or no memory: weights, gradients and "
         f"optimizer state take {format_bytes(pruned)} a rank pruned and {format_bytes(dense)} dense; it is "
-        f"meant for {_BREAK_EVEN:g} and more"
+        f"meant for {BREAK_EVEN:g} and more"
     )
 
 

@@ -45,6 +45,10 @@ class LossScale(Frozen):
         return self
 
 
+BREAK_EVEN = 0.25
+"""Sparsity below which the index costs more than pruning saves: 24·(1 - p) + 2 = 20 (SAMO, IPDPS 2023)."""
+
+
 class Pruning(Frozen):
     """Magnitude pruning of matrices: what is pruned is zero from then on, and no state is kept of it.
 
