@@ -80,7 +80,7 @@ def study(request: Request) -> Study:
     place = spread(experiment.resources, site)
     if isinstance(experiment.model, EntryModel):
         return Study(source, experiment, site, place, None, _unplanned(experiment, place.ranks))
-    found = plan(experiment, site, place.ranks, place)
+    found = plan(experiment, site, place.ranks)
     return Study(source, experiment, site, place, found, found.best.decomposition)
 
 

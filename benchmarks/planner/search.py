@@ -6,7 +6,6 @@ usage: python benchmarks/planner/search.py
 import statistics
 import time
 
-from hpcdl.planner.layout import spread
 from hpcdl.planner.plan import plan
 from hpcdl.sites.load import load_site
 from hpcdl.spec.experiment import Experiment
@@ -35,7 +34,7 @@ def main() -> None:
         times, evaluated = [], 0
         for _ in range(ROUNDS):
             start = time.perf_counter()
-            evaluated = plan(experiment, site, gpus, spread(experiment.resources, site)).evaluated
+            evaluated = plan(experiment, site, gpus).evaluated
             times.append(time.perf_counter() - start)
         median_ms = statistics.median(times) * 1e3
         print(f"{preset:>12} on {gpus:>6} GPUs: {evaluated:>7} candidates, {median_ms:7.1f} ms")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hpcdl.planner.engines import HPCDL, Engine
+from hpcdl.planner.space import Candidates, Floats
 from hpcdl.sites.profile import Profile
 from hpcdl.sites.site import Network, NodeType
-from hpcdl.spec.job import Layout
+from hpcdl.spec.job import Layout, Overlap
 from hpcdl.spec.model import Model
 from hpcdl.spec.training import Training
 from hpcdl.units import GB, TERA, parse_bytes
@@ -19,6 +21,8 @@ _HOST_MEMORY = 204.8  # GB/s
 # Page-locked copies reach 11 to 12 of PCI Express 3's 15.75 GB/s (reports of CUDA's bandwidthTest).
 _HOST_LINK_EFFICIENCY = 0.78
 _HOST_MEMORY_EFFICIENCY = 0.6  # as the profile of a CPU
+
+_ALL = Overlap()
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class Case:
     network: Network
     layout: Layout
     profile: Profile
+    engine: Engine = HPCDL
+    overlap: Overlap = _ALL
+
+    def tokens(self, c: Candidates) -> Floats:
+        """Tokens of one microbatch on a rank."""
+        count: Floats = c.microbatch * self.model.sequence / c.context
+        return count
 
     @property
     def on_cpu(self) -> bool:

@@ -143,10 +143,8 @@ def gradient_reduction(fabric: Fabric, elements: Floats) -> tuple[Floats, Floats
     chunks = np.ceil(4 * elements / (fabric.case.training.chunk_mib * MIB))
     count_bytes = elements * _gradient_bytes(fabric)
     rounds = (chunks - 1) * fabric.rounds(fabric.size("data"))
-    if fabric.candidates.zero:
-        whole = fabric.gather(count_bytes, "data") + rounds
-    else:
-        whole = fabric.all_reduce(count_bytes, "data") + 2 * rounds
+    one_way = fabric.gather(count_bytes, "data") + rounds
+    whole = np.where(fabric.candidates.zero > 0, one_way, 2 * one_way)
     return whole, whole / chunks
 
 
@@ -179,7 +177,7 @@ def _linear(fabric: Fabric, rows: int, columns: int, *, transposed: bool) -> dic
 
 
 def _tokens(fabric: Fabric) -> Floats:
-    return fabric.candidates.microbatch * float(fabric.case.model.sequence)
+    return fabric.case.tokens(fabric.candidates)
 
 
 def _zeros(fabric: Fabric) -> Floats:

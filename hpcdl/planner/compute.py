@@ -34,7 +34,7 @@ class Work:
 
 def layer(case: Case, c: Candidates) -> Work:
     """One transformer layer on the device."""
-    tokens = _tokens(case, c)
+    tokens = case.tokens(c)
     products = np.zeros(len(c))
     for position, matrix in enumerate(case.model.layer_matrices):
         over_rows, over_columns = (c.y, c.x) if position % 2 else (c.x, c.y)
@@ -49,13 +49,13 @@ def layer(case: Case, c: Candidates) -> Work:
 
 def core(case: Case, c: Candidates) -> Floats:
     """What selective recomputation does again in one layer: attention's core and the activation."""
-    elements = _tokens(case, c) * (case.model.layer_matrices[2].rows + case.model.ffn) / c.x
+    elements = case.tokens(c) * (case.model.layer_matrices[2].rows + case.model.ffn) / c.x
     return _attention(case, c) + elements * case.element_bytes / case.memory_rate
 
 
 def head(case: Case, c: Candidates) -> Work:
     """LM head and loss: one product, and reading and writing fp32 logits twice."""
-    model, tokens = case.model, _tokens(case, c)
+    model, tokens = case.model, case.tokens(c)
     product = _product(case, tokens, model.vocab / c.x, model.hidden / c.y)
     logits = 4 * 4 * tokens * model.vocab / c.x / case.memory_rate
     return Work(product + logits, 2 * product + logits, product)
@@ -101,8 +101,4 @@ def _streamed_elements(case: Case, c: Candidates) -> Floats:
     """
     model = case.model
     up = model.layer_matrices[2].rows
-    return _tokens(case, c) * (10 * model.hidden / c.y + (up + model.ffn) / c.x)
-
-
-def _tokens(case: Case, c: Candidates) -> Floats:
-    return c.microbatch * float(case.model.sequence)
+    return case.tokens(c) * (10 * model.hidden / c.y + (up + model.ffn) / c.x)

@@ -146,9 +146,13 @@ def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
     pipeline = Pipeline(c.pipeline, m, in_flight, np.maximum(first, last), total, hop)
     seconds, free = pipeline.seconds, replace(pipeline, hop=0 * hop).seconds
     # More stages than layers are refused, but still shown with an estimate.
-    if not c.plain_pipeline and (c.pipeline * c.interleave <= case.model.layers).all():
+    clocked = ~c.plain_pipeline & (c.pipeline * c.interleave <= case.model.layers)
+    if clocked.any():
         blocks = _Blocks(begin, layer, end)
-        seconds, free = (_on_the_clock(case, c, blocks, each) for each in (hop, 0 * hop))
+        places = np.flatnonzero(clocked)
+        seconds[places], free[places] = (
+            _on_the_clock(case, c, blocks, each, places) for each in (hop, 0 * hop)
+        )
     return _Stage(terms, layers * layer.parts["backward"], pipeline, seconds, free)
 
 
@@ -164,10 +168,10 @@ class _Blocks(NamedTuple):
         return _Blocks(*(block.at(position) for block in self))
 
 
-def _on_the_clock(case: Case, c: Candidates, blocks: _Blocks, hop: Floats) -> Floats:
-    """Seconds of each candidate's pipeline, by the engine's own machine: no closed form is exact here."""
-    flows = enumerate(c.flows(case.training.global_batch))
-    return np.array([_simulated(case, flow, blocks.at(i), float(hop[i])) for i, flow in flows])
+def _on_the_clock(case: Case, c: Candidates, blocks: _Blocks, hop: Floats, places: Ints) -> Floats:
+    """Seconds of some candidates' pipelines, by the engine's own machine: no closed form is exact here."""
+    batch = case.training.global_batch
+    return np.array([_simulated(case, c.flow(i, batch), blocks.at(i), float(hop[i])) for i in places])
 
 
 def _simulated(case: Case, flow: Flow, blocks: _Blocks, hop: float) -> float:
@@ -240,7 +244,7 @@ class _Block:
         host = compute.host(case, work)
         block = cls.of_traffic(c, traffic)
         again = work.forward + host.forward + sum(axis.forward for axis in traffic.values())
-        core = compute.core(case, c) * (c.common.recompute == "selective")
+        core = compute.core(case, c) * c.selective_recompute
         repeated = c.full_recompute * again + core
         timed = {
             "forward": work.forward,
@@ -268,12 +272,12 @@ def _after_backward(case: Case, fabric: Fabric, backward: Floats) -> list[Term]:
     elements = offload.largest_shard(case, c)
     reduction, last_chunk = comm.gradient_reduction(fabric, elements)
     exposed = np.maximum(last_chunk, reduction - case.profile.overlap * backward)
-    own = elements / (c.data if c.zero else 1)
+    own = elements / c.owners
     pruned = np.maximum(*(state.shard(case, c, is_last=end).pruned for end in (False, True)))
     same: Ints = np.ones(len(c), dtype=np.int64)
     return [
         Term("gradient reduction", exposed),
-        Term("parameter gather", c.zero * fabric.gather(elements * case.element_bytes, "data")),
+        Term("parameter gather", (c.zero > 0) * fabric.gather(elements * case.element_bytes, "data")),
         Term("tied embedding", comm.tied_embedding(fabric)),
         Term("world all-reduce", same * fabric.world()),
         Term("optimizer", (c.offloaded == 0) * case.crowding * compute.optimizer(case, own)),

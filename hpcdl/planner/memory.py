@@ -110,31 +110,32 @@ def _stage(case: Case, c: Candidates, sparsity: float, *, is_last: bool) -> dict
 def _activations(case: Case, c: Candidates, *, is_last: bool) -> Floats:
     """What autograd keeps between a forward and its backward."""
     model = case.model
-    tokens = c.microbatch * float(model.sequence)
+    tokens = case.tokens(c)
     stream = tokens * model.hidden / c.y
     qkv, _, up, _ = (matrix.rows for matrix in model.layer_matrices)
-    selective = c.common.recompute == "selective"
-    mlp = up if selective else 2 * up if model.family == "llama" else up + model.ffn
+    selective = c.selective_recompute
+    mlp = np.where(selective, up, 2 * up if model.family == "llama" else up + model.ffn)
     working = 4 * stream + tokens * (qkv + model.hidden + mlp) / c.x
     statistics = 4 * tokens * model.heads / c.x  # bytes: fp32 row sums of fused attention
-    core = np.zeros(len(c)) if selective else statistics + _unfused_scores(case, c)
+    core = np.where(selective, 0.0, statistics + _unfused_scores(case, c))
     layer = working * case.element_bytes + core
     layers = state.layers_of_stages(case, c)[1 if is_last else 0]
     kept = _held(case, c, is_last=is_last) * layers * layer
     boundaries = np.where(c.offload_activations, 2 * boundary(case, c), _boundaries(case, c, is_last=is_last))
-    checkpoints = boundaries + c.common.recompute_every * layer
-    return np.where(c.full_recompute, np.minimum(checkpoints, kept), kept)
+    checkpoints = boundaries + c.recompute_every * layer
+    held: Floats = np.where(c.full_recompute, np.minimum(checkpoints, kept), kept)
+    return held
 
 
 def boundary(case: Case, c: Candidates) -> Floats:
     """Bytes of what full recomputation keeps of one microbatch before one layer."""
-    return c.microbatch * float(case.model.sequence) * case.model.hidden / c.y * case.element_bytes
+    return case.tokens(c) * case.model.hidden / c.y * case.element_bytes
 
 
 def _boundaries(case: Case, c: Candidates, *, is_last: bool) -> Floats:
     """All that full recomputation keeps at once."""
     layers = state.layers_of_stages(case, c)[1 if is_last else 0]
-    kept = np.ceil(layers / c.common.recompute_every)
+    kept = np.ceil(layers / c.recompute_every)
     return _held(case, c, is_last=is_last) * kept * boundary(case, c)
 
 
@@ -149,8 +150,9 @@ def _held(case: Case, c: Candidates, *, is_last: bool) -> Ints:
     The last stage goes straight on to backward, so it holds one, unless it holds other chunks or owes weight
     gradients.
     """
-    straight = is_last and c.interleave == 1 and not c.common.defer_weights
-    held: Ints = np.where(c.pipeline == 1, 1, 1 if straight else c.in_flight(case.training.global_batch))
+    straight = is_last & (c.interleave == 1) & ~c.defer_weights
+    in_flight = c.in_flight(case.training.global_batch)
+    held: Ints = np.where(straight | (c.pipeline == 1), 1, in_flight)
     return held
 
 
@@ -163,7 +165,7 @@ def _unfused_scores(case: Case, c: Candidates) -> Floats:
 def _logits(case: Case, c: Candidates) -> Floats:
     """fp32 logits and their gradient, and in bf16 the product as it left the head."""
     copy = case.element_bytes if case.element_bytes == 2 else 0
-    return c.microbatch * float(case.model.sequence) * case.model.vocab / c.x * (4 + 4 + copy)
+    return case.tokens(c) * case.model.vocab / c.x * (4 + 4 + copy)
 
 
 def _working_weights(case: Case, c: Candidates) -> Floats:

@@ -38,7 +38,7 @@ class Copies:
 def layer(case: Case, c: Candidates) -> Copies:
     """Those of one layer."""
     elements = sum(matrix.rows * matrix.columns for matrix in case.model.layer_matrices) / c.tensor
-    kept = c.offload_activations * memory.boundary(case, c) / c.common.recompute_every
+    kept = c.offload_activations * memory.boundary(case, c) / c.recompute_every
     return _copies(case, c, elements, kept)
 
 
@@ -155,7 +155,7 @@ def _may_pay(case: Case, c: Candidates) -> Bools:
 def _unhidden(case: Case, c: Candidates) -> Floats:
     fabric = Fabric(case, c)
     elements = largest_shard(case, c)
-    own = elements / (c.data if c.zero else 1)
+    own = elements / c.owners
     changed = np.where(c.offloaded > 0, update(case, c, own), case.crowding * compute.optimizer(case, own))
     reduction, _ = comm.gradient_reduction(fabric, elements)
     return reduction + comm.tied_embedding(fabric) + changed

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from hpcdl.errors import HpcdlError, InfeasibleError, UsageError
+from hpcdl.errors import HpcdlError, InfeasibleError
 from hpcdl.planner import memory, offload, rank
 from hpcdl.planner.case import Case
 from hpcdl.planner.cautions import cautions
+from hpcdl.planner.engines import HPCDL, Engine
 from hpcdl.planner.estimate import step_tree
 from hpcdl.planner.layout import check_precision, find_partition, spread
 from hpcdl.planner.rank import Candidate, Pool
@@ -73,30 +74,29 @@ def plan(
     experiment: Experiment,
     site: Site,
     gpus: int,
-    layout: Layout | None = None,
     profile: Profile | None = None,
+    engine: Engine = HPCDL,
 ) -> Plan:
     """Search, or judge the decomposition that the experiment gives.
 
     Args:
         experiment: what is trained.
         site: where.
-        gpus: devices in all, one rank each.
-        layout: how they lie on nodes; by default the fewest nodes of the experiment's queue.
+        gpus: devices in all, one rank each. They lie as ``resources`` says, else on the fewest nodes.
         profile: what devices reach of their peaks; by default the shipped one of their kind.
+        engine: what is to run it.
 
     Raises:
         InfeasibleError: ``parallelism: auto`` and no decomposition fits, with the reasons counted.
-        UsageError: no such queue, a precision the device lacks, or a layout of another size.
+        UsageError: no such queue, or a precision the device lacks.
     """
     started = time.perf_counter()
-    if layout and layout.ranks != gpus:
-        raise UsageError(f"a plan for {gpus} devices cannot use a layout of {layout.ranks} ranks")
-    case = build_case(experiment, site, layout or _default_layout(experiment, site, gpus), profile)
+    case = build_case(experiment, site, _default_layout(experiment, site, gpus), profile)
+    case = replace(case, engine=engine)
     ask = _Ask(experiment, site, case, started)
     if isinstance(experiment.parallelism, Decomposition):
         return _judge(ask, experiment.parallelism)
-    space = search_space(ask.gpus, experiment.shape, experiment.training.global_batch)
+    space = search_space(ask.gpus, experiment.shape, experiment.training.global_batch, engine)
     judged = offload.variants(case, space.candidates)
     if not judged.fitting.any():
         raise _nothing_fits(ask, space, judged)
@@ -108,7 +108,8 @@ def build_case(experiment: Experiment, site: Site, layout: Layout, profile: Prof
     node = site.nodes[find_partition(experiment.resources.queue, site)[1].node]
     check_precision(experiment.training.precision, node)
     profile = profile or default_profile(node.device)
-    return Case(experiment.shape, experiment.training, node, site.network, layout, profile)
+    overlap = experiment.communication.overlap
+    return Case(experiment.shape, experiment.training, node, site.network, layout, profile, overlap=overlap)
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class _Ask:
         except HpcdlError:
             return False
         case = replace(self.case, layout=layout)
-        leanest = smallest(gpus, case.model, case.training.global_batch)
+        leanest = smallest(gpus, case.model, case.training.global_batch, case.engine)
         return bool(offload.variants(case, leanest).fitting.any())
 
 
@@ -206,14 +207,15 @@ def _judge(ask: _Ask, d: Decomposition) -> Plan:
 
 def _related(case: Case, d: Decomposition) -> Candidates:
     """What differs from ``d`` in data and pipeline alone."""
-    candidates = search_space(d.ranks, case.model, case.training.global_batch).candidates
+    candidates = search_space(d.ranks, case.model, case.training.global_batch, case.engine).candidates
     same = related(d, candidates)
-    return same.take(lawful(same, case.model, case.training.global_batch))
+    return same.take(lawful(same, case.model, case.training.global_batch, case.engine))
 
 
 def _objections(case: Case, d: Decomposition) -> dict[str, str]:
     model, batch = case.model, case.training.global_batch
-    reasons = {name: f"parallelism: {words}" for name, words in violations(d, model, batch).items()}
+    broken = violations(d, model, batch, case.engine.rules)
+    reasons = {name: f"parallelism: {words}" for name, words in broken.items()}
     if d.ranks == case.layout.ranks:
         return reasons
     product = f"data {d.data} × pipeline {d.pipeline} × x {d.x} × y {d.y} × z {d.z} = {d.ranks} ranks"

@@ -10,7 +10,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES, Decomposition, Offload
+from hpcdl.planner.engines import HPCDL, Engine
+from hpcdl.spec.decomposition import AXES, RULES, Decomposition, Offload, Order, Recompute
 from hpcdl.spec.model import Model
 from hpcdl.stage import Flow
 
@@ -19,61 +20,76 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
 
 
+RECOMPUTES = get_args(Recompute)
+OFFLOADS = get_args(Offload)
+ORDERS = get_args(Order)
+FULL = RECOMPUTES.index("full")
+SELECTIVE = RECOMPUTES.index("selective")
+
+_AXES = ("x", "y", "z", "context", "data", "pipeline")
+_COUNTS = (*_AXES, "expert", "microbatch", "interleave", "recompute_every", "zero")
+_FLAGS = ("sequence_parallel", "defer_weights", "offload_activations")
+_CODES = {"recomputed": RECOMPUTES, "offloaded": OFFLOADS, "ordered": ORDERS}
+_NAMES = {"recomputed": "recompute", "offloaded": "offload", "ordered": "order"}
 _PLAIN = Decomposition()
-_ARRAYS = (*AXES, "microbatch", "full_recompute", "offloaded", "offload_activations")
-_LEVELS = np.array(get_args(Offload))
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Many decompositions at once: one array an axis, all of one length.
+    """Many decompositions at once: one array a choice, all of one length.
 
     It has the attributes of a ``Decomposition``, so the rules of ``spec.decomposition`` judge it as they
-    judge one. ``common`` says what the search does not vary.
+    judge one. Words are held as their positions in RECOMPUTES, OFFLOADS and ORDERS.
     """
 
     x: Ints
     y: Ints
     z: Ints
+    context: Ints
     data: Ints
     pipeline: Ints
+    expert: Ints
     microbatch: Ints
-    full_recompute: Bools
-    offloaded: Ints  # level of ``offload``: 0 nothing, 1 optimizer, 2 parameters
+    interleave: Ints
+    recompute_every: Ints
+    zero: Ints
+    asked_in_flight: Ints  # 0: enough to keep every stage busy
+    sequence_parallel: Bools
+    defer_weights: Bools
     offload_activations: Bools
-    common: Decomposition = _PLAIN
+    recomputed: Ints
+    offloaded: Ints
+    ordered: Ints
 
     def __len__(self) -> int:
         return len(self.data)
 
     @property
     def recompute(self) -> NDArray[np.str_]:
-        """``none`` or ``full`` where the search varies it, else what all have in common."""
-        return np.where(self.full_recompute, "full", self._not_full)
-
-    @property
-    def _not_full(self) -> str:
-        return "none" if self.common.recompute == "full" else self.common.recompute
-
-    @property
-    def interleave(self) -> int:
-        """Virtual stages a rank."""
-        return self.common.interleave
-
-    @property
-    def recompute_every(self) -> int:
-        """Layers that are recomputed as one."""
-        return self.common.recompute_every
-
-    @property
-    def zero(self) -> int:
-        """1: optimizer state is sharded over data."""
-        return self.common.zero
+        """Activations recomputed in the backward pass, in words."""
+        return np.array(RECOMPUTES)[self.recomputed]
 
     @property
     def offload(self) -> NDArray[np.str_]:
-        """What is kept in CPU memory."""
-        return _LEVELS[self.offloaded]
+        """What is kept in CPU memory, in words."""
+        return np.array(OFFLOADS)[self.offloaded]
+
+    @property
+    def order(self) -> NDArray[np.str_]:
+        """Which of data and pipeline lies further inside, in words."""
+        return np.array(ORDERS)[self.ordered]
+
+    @property
+    def full_recompute(self) -> Bools:
+        """Whether whole layers are recomputed."""
+        verdict: Bools = self.recomputed == FULL
+        return verdict
+
+    @property
+    def selective_recompute(self) -> Bools:
+        """Whether attention's core and the activation are recomputed."""
+        verdict: Bools = self.recomputed == SELECTIVE
+        return verdict
 
     @property
     def plain(self) -> Bools:
@@ -91,6 +107,11 @@ class Candidates:
         """Ranks that hold one copy of a layer's weights between them: x × y × z."""
         return self.x * self.y * self.z
 
+    @property
+    def owners(self) -> Ints:
+        """Ranks along data that share the optimizer state of the same weights."""
+        return np.where(self.zero > 0, self.data, 1)
+
     def microbatches(self, global_batch: int) -> Ints:
         """Microbatches a pipeline runs in one step; the last may be smaller."""
         count: Ints = -(-global_batch // (self.batch_shards * self.microbatch))
@@ -99,68 +120,90 @@ class Candidates:
     def inner(self, axis: str) -> Ints:
         """Product of the degrees inside ``axis``, which is how far apart its neighbours sit."""
         product = np.ones(len(self), dtype=np.int64)
-        for name in AXES[: AXES.index(axis)]:
+        for name in _AXES[: _AXES.index(axis)]:
             product = product * getattr(self, name)
+        swapped = self.ordered == ORDERS.index("pipeline-data")
+        if axis == "data":
+            return np.where(swapped, product * self.pipeline, product)
+        if axis == "pipeline":
+            return np.where(swapped, product // self.data, product)
         return product
 
     @property
-    def plain_pipeline(self) -> bool:
+    def plain_pipeline(self) -> Bools:
         """Whether stages are whole, the default of microbatches in flight, and backwards in one piece."""
-        d = self.common
-        return d.interleave == 1 and d.in_flight is None and not d.defer_weights
+        verdict: Bools = (self.interleave == 1) & (self.asked_in_flight == 0) & ~self.defer_weights
+        return verdict
 
-    def flows(self, global_batch: int) -> list[Flow]:
-        """How one batch flows through the pipeline of each candidate."""
-        d, counts = self.common, self.microbatches(global_batch)
-        return [
-            Flow(int(ranks), int(count), d.interleave, d.in_flight, d.defer_weights)
-            for ranks, count in zip(self.pipeline, counts, strict=True)
-        ]
+    def flow(self, position: int, global_batch: int) -> Flow:
+        """How one batch flows through the pipeline of one candidate."""
+        return Flow(
+            ranks=int(self.pipeline[position]),
+            microbatches=int(self.microbatches(global_batch)[position]),
+            chunks=int(self.interleave[position]),
+            in_flight=int(self.asked_in_flight[position]) or None,
+            defer_weights=bool(self.defer_weights[position]),
+        )
 
     def in_flight(self, global_batch: int) -> Ints:
-        """Microbatches in a pipeline at once."""
-        counts = self.microbatches(global_batch)
-        if self.plain_pipeline:  # as ``Flow.limit``, for many at once
-            enough = self.pipeline + np.where(self.pipeline > 1, -(-self.pipeline // 4), 0)
-            return np.minimum(enough, counts)
-        return np.array([flow.limit for flow in self.flows(global_batch)])
+        """Microbatches in a pipeline at once, as ``Flow.limit``."""
+        quarters = np.where(
+            self.defer_weights, np.where(self.interleave > 1, 6, 4), np.where(self.interleave > 1, 8, 5)
+        )
+        enough = np.where(self.pipeline > 1, -(-self.pipeline * quarters // 4), 1)
+        asked = np.where(self.asked_in_flight > 0, self.asked_in_flight, enough)
+        return np.minimum(asked, self.microbatches(global_batch))
 
     def take(self, index: NDArray[Any]) -> Candidates:
         """The candidates at ``index`` (positions, or a mask)."""
-        return replace(self, **{name: getattr(self, name)[index] for name in _ARRAYS})
+        return Candidates(**{name: column[index] for name, column in vars(self).items()})
+
+    def having(self, **columns: NDArray[Any] | int | bool) -> Candidates:
+        """The same with other values in some columns; one value stands for all candidates."""
+        arrays = {
+            name: np.broadcast_to(np.asarray(value, dtype=getattr(self, name).dtype), (len(self),))
+            for name, value in columns.items()
+        }
+        return replace(self, **arrays)
 
     def offloading(self, level: int, *, activations: bool = False) -> Candidates:
         """The same, each with so much in CPU memory."""
-        levels, flags = np.full(len(self), level), np.full(len(self), activations)
-        return replace(self, offloaded=levels, offload_activations=flags)
+        return self.having(offloaded=level, offload_activations=activations)
 
     def decomposition(self, position: int) -> Decomposition:
         """One candidate."""
-        degrees = {axis: int(getattr(self, axis)[position]) for axis in (*AXES, "microbatch")}
-        varied = {
-            "recompute": "full" if self.full_recompute[position] else self._not_full,
-            "offload": str(self.offload[position]),
-            "offload_activations": bool(self.offload_activations[position]),
-        }
-        return Decomposition.model_validate({**self.common.model_dump(), **degrees, **varied})
+        counts = {name: int(getattr(self, name)[position]) for name in _COUNTS}
+        flags = {name: bool(getattr(self, name)[position]) for name in _FLAGS}
+        words = {_NAMES[name]: known[getattr(self, name)[position]] for name, known in _CODES.items()}
+        in_flight = int(self.asked_in_flight[position]) or None
+        return Decomposition.model_validate({**counts, **flags, **words, "in_flight": in_flight})
 
     @classmethod
     def joined(cls, parts: Sequence[Candidates]) -> Candidates:
-        """One list of several with the same in common."""
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
-        return cls(**arrays, common=parts[0].common)
+        """One list of several."""
+        return cls(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+        )
 
     @classmethod
-    def of(cls, d: Decomposition) -> Candidates:
-        """One decomposition as a list of one."""
-        one = {axis: np.array([getattr(d, axis)]) for axis in (*AXES, "microbatch")}
-        return cls(
-            **one,
-            full_recompute=np.array([d.recompute == "full"]),
-            offloaded=np.array([get_args(Offload).index(d.offload)]),
-            offload_activations=np.array([d.offload_activations]),
-            common=d,
-        )
+    def of(cls, *decompositions: Decomposition) -> Candidates:
+        """Decompositions as a list."""
+        ds = decompositions
+        counts = {name: np.array([getattr(d, name) for d in ds], dtype=np.int64) for name in _COUNTS}
+        flags = {name: np.array([getattr(d, name) for d in ds], dtype=np.bool_) for name in _FLAGS}
+        codes = {
+            name: np.array([known.index(getattr(d, _NAMES[name])) for d in ds], dtype=np.int64)
+            for name, known in _CODES.items()
+        }
+        in_flight = np.array([d.in_flight or 0 for d in ds], dtype=np.int64)
+        columns: dict[str, Any] = {**counts, **flags, **codes, "asked_in_flight": in_flight}
+        return cls(**columns)
+
+    @classmethod
+    def grids(cls, **degrees: Ints) -> Candidates:
+        """Those that differ in ``degrees`` and are otherwise as a decomposition is by default."""
+        count = len(next(iter(degrees.values())))
+        return cls.of(_PLAIN).take(np.zeros(count, dtype=np.int64)).having(**degrees)
 
 
 @dataclass(frozen=True)
@@ -176,7 +219,7 @@ class Space:
         return len(self.candidates) + sum(self.refused.values())
 
 
-def search_space(gpus: int, model: Model, global_batch: int) -> Space:
+def search_space(gpus: int, model: Model, global_batch: int, engine: Engine = HPCDL) -> Space:
     """All products of five degrees that make ``gpus``, with every microbatch that divides, both recomputes.
 
     Nothing is offloaded: ``planner.offload`` adds that where it can matter.
@@ -184,20 +227,20 @@ def search_space(gpus: int, model: Model, global_batch: int) -> Space:
     counted once and not multiplied out.
     """
     grids = _grids(gpus)
-    kept, refused = _judge(grids, model, global_batch)
+    kept, refused = _judge(grids, model, global_batch, engine)
     return Space(_with_microbatches(grids.take(kept), global_batch), refused)
 
 
-def smallest(gpus: int, model: Model, global_batch: int) -> Candidates:
+def smallest(gpus: int, model: Model, global_batch: int, engine: Engine = HPCDL) -> Candidates:
     """Of every grid that keeps the rules, the two forms that need least memory: one sequence at a time."""
     grids = _grids(gpus)
-    kept, _ = _judge(grids, model, global_batch)
+    kept, _ = _judge(grids, model, global_batch, engine)
     return _both_recomputes(grids.take(kept))
 
 
-def lawful(candidates: Candidates, model: Model, global_batch: int) -> Bools:
+def lawful(candidates: Candidates, model: Model, global_batch: int, engine: Engine = HPCDL) -> Bools:
     """Those that keep every rule."""
-    return _judge(candidates, model, global_batch)[0]
+    return _judge(candidates, model, global_batch, engine)[0]
 
 
 def factorisations(number: int, parts: int) -> Ints:
@@ -215,15 +258,15 @@ def divisors(number: int) -> list[int]:
 
 
 def _grids(gpus: int) -> Candidates:
-    x, y, z, data, pipeline = factorisations(gpus, len(AXES)).T
-    ones, no = np.ones(len(x), dtype=np.int64), np.zeros(len(x), dtype=np.bool_)
-    return Candidates(x, y, z, data, pipeline, ones, no, 0 * ones, no)
+    return Candidates.grids(**dict(zip(AXES, factorisations(gpus, len(AXES)).T, strict=True)))
 
 
-def _judge(grids: Candidates, model: Model, global_batch: int) -> tuple[Bools, dict[str, int]]:
+def _judge(
+    grids: Candidates, model: Model, global_batch: int, engine: Engine
+) -> tuple[Bools, dict[str, int]]:
     alive = np.ones(len(grids), dtype=np.bool_)
     refused: dict[str, int] = {}
-    for rule in (*RULES, *ENGINE_RULES):
+    for rule in (*RULES, *engine.rules):
         broken = alive & ~np.broadcast_to(rule.holds(grids, model, global_batch), alive.shape)
         if broken.any():
             refused[rule.name] = int(broken.sum())
@@ -237,15 +280,14 @@ def _with_microbatches(grids: Candidates, global_batch: int) -> Candidates:
     counts = np.array([len(choices[int(value)]) for value in share], dtype=np.int64)
     repeated = grids.take(np.repeat(np.arange(len(grids)), counts))
     if len(repeated):
-        repeated.microbatch[:] = np.concatenate([choices[int(value)] for value in share])
+        repeated = repeated.having(microbatch=np.concatenate([choices[int(value)] for value in share]))
     return _both_recomputes(repeated)
 
 
 def _both_recomputes(candidates: Candidates) -> Candidates:
     count = len(candidates)
     both = candidates.take(np.tile(np.arange(count), 2))
-    both.full_recompute[count:] = True
-    return both
+    return both.having(recomputed=np.repeat([RECOMPUTES.index("none"), FULL], count))
 
 
 def _prime_factors(number: int) -> Iterator[tuple[int, int]]:

@@ -64,8 +64,9 @@ class Shard:
 
 def layers_of_stages(case: Case, c: Candidates) -> tuple[Ints, Ints]:
     """Layers of the first rank of a pipeline, and of the last, over all their virtual stages."""
-    ranks, where = np.unique(c.pipeline, return_inverse=True)
-    ends = [_layers_of_ends(case, int(count), c.interleave) for count in ranks]
+    chunks = int(c.interleave.max(initial=1)) + 1
+    pipelines, where = np.unique(c.pipeline * chunks + c.interleave, return_inverse=True)
+    ends = [_layers_of_ends(case, *divmod(int(pipeline), chunks)) for pipeline in pipelines]
     first, last = np.array(ends, dtype=np.int64).reshape(-1, 2)[where].T
     return first, last
 
@@ -151,7 +152,7 @@ def on_device(case: Case, c: Candidates, held: Shard, sparsity: float) -> dict[s
     return {
         "weights": element * weights,
         "gradients": gradient * gradients,
-        "optimizer state": (c.offloaded == 0) * (8 if element == 4 else 12) * trained / _owners(c),
+        "optimizer state": (c.offloaded == 0) * (8 if element == 4 else 12) * trained / c.owners,
         "sparse index": _INDEX * copies,
         "update staging": _staged_bytes(case, c, sparsity)
         * _bucket(case, c, np.where(away, held.vectors, trained)),
@@ -162,9 +163,9 @@ def on_host(case: Case, c: Candidates, held: Shard, sparsity: float) -> Floats:
     """Bytes that lie in the memory of the host instead."""
     element, gradient = case.element_bytes, gradient_bytes(case, c, sparsity)
     trained, copies = kept(held, sparsity), _copies(held, sparsity)
-    state = _STATE * trained / _owners(c)
+    state = _STATE * trained / c.owners
     matrices = trained - held.vectors
-    mains = (4 if element == 4 else 0) * matrices / _owners(c)
+    mains = (4 if element == 4 else 0) * matrices / c.owners
     weights = element * (held.matrices + copies) + gradient * matrices
     return np.select([c.offloaded == OPTIMIZER, c.offloaded == PARAMETERS], [state, state - mains + weights])
 
@@ -175,7 +176,7 @@ def bucket_elements(case: Case) -> int:
 
 
 def _bucket(case: Case, c: Candidates, trained: Floats) -> Floats:
-    return np.minimum(bucket_elements(case), trained) / _owners(c)
+    return np.minimum(bucket_elements(case), trained) / c.owners
 
 
 def _staged_bytes(case: Case, c: Candidates, sparsity: float) -> Ints:
@@ -187,11 +188,6 @@ def _staged_bytes(case: Case, c: Candidates, sparsity: float) -> Ints:
 def _copies(held: Shard, sparsity: float) -> Floats:
     """Kept elements of pruned matrices, which lie side by side as well as in the dense weights."""
     return (1 - sparsity if sparsity else 0.0) * held.pruned
-
-
-def _owners(c: Candidates) -> Ints | int:
-    """Ranks that share the optimizer state of the same weights."""
-    return c.data if c.zero else 1
 
 
 def _sizes(model: Model) -> list[int]:

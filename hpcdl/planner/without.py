@@ -16,6 +16,10 @@ from hpcdl.planner.space import Bools, Candidates
 from hpcdl.spec.decomposition import Decomposition
 
 _SAME = ("x", "y", "z", "microbatch", "full_recompute")
+_UNSEARCHED = (
+    "context", "expert", "interleave", "recomputed", "recompute_every", "zero", "sequence_parallel",
+    "defer_weights", "ordered",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,9 @@ def related(chosen: Decomposition, candidates: Candidates) -> Candidates:
 
     As many microbatches are in flight as keep each pipeline busy.
     """
-    common = chosen.model_copy(update={"in_flight": None})
-    return replace(candidates.take(_alike(Candidates.of(chosen), candidates)), common=common)
+    one = Candidates.of(chosen)
+    unsearched = {name: getattr(one, name) for name in _UNSEARCHED}
+    return candidates.take(_alike(one, candidates)).having(**unsearched)
 
 
 def _plainer(case: Case, chosen: Decomposition) -> Iterator[tuple[str, Case, Decomposition]]:

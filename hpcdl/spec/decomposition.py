@@ -31,6 +31,7 @@ AXES = ("x", "y", "z", "data", "pipeline")
 
 Recompute = Literal["none", "selective", "full"]
 Offload = Literal["none", "optimizer", "parameters"]
+Order = Literal["data-pipeline", "pipeline-data"]
 
 
 class Coordinate(NamedTuple):
@@ -51,6 +52,16 @@ class Decomposition(Frozen):
     x: int = Field(1, gt=0, description="tensor axis over output features and attention heads")
     y: int = Field(1, gt=0, description="tensor axis over the hidden width")
     z: int = Field(1, gt=0, description="tensor axis that shards weights and splits the batch")
+    context: int = Field(1, gt=0, description="parts each sequence is cut into (context parallelism)")
+    expert: int = Field(1, gt=0, description="ranks of data over which the experts of a layer are spread")
+    order: Order = Field(
+        "data-pipeline",
+        description="which of the two comes first outside the tensor axes: ranks next to "
+        "each other along it sit closer",
+    )
+    sequence_parallel: bool = Field(
+        default=False, description="norms and residuals cut along the sequence over x (Megatron-LM)"
+    )
     microbatch: int = Field(1, gt=0, description="sequences a rank computes at a time")
     interleave: int = Field(1, gt=0, description="virtual stages a rank")
     in_flight: int | None = Field(
@@ -63,7 +74,9 @@ class Decomposition(Frozen):
     recompute_every: int = Field(
         1, gt=0, description="layers between the activations that recompute: full keeps"
     )
-    zero: Literal[0, 1] = Field(0, description="1: optimizer state sharded over data")
+    zero: Literal[0, 1, 2, 3] = Field(
+        0, description="what is sharded over data: 1 optimizer state, 2 and gradients, 3 and weights (FSDP)"
+    )
     offload: Offload = Field(
         "none",
         description="optimizer: its state and fp32 weights kept in CPU memory; parameters: weights and "
@@ -94,8 +107,8 @@ class Decomposition(Frozen):
 
     @property
     def ranks(self) -> int:
-        """World size: the product of the five degrees."""
-        return prod(self.degrees)
+        """World size: the product of the five degrees, and of the parts of a sequence."""
+        return prod(self.degrees) * self.context
 
     @property
     def batch_shards(self) -> int:
@@ -140,7 +153,7 @@ class Decomposition(Frozen):
         """The axes larger than 1: ``data 2 × pipeline 2``."""
         parts = [
             f"{axis} {degree}"
-            for axis in ("data", "pipeline", "x", "y", "z")
+            for axis in ("data", "pipeline", "x", "y", "z", "context", "expert")
             if (degree := getattr(self, axis)) > 1
         ]
         return " × ".join(parts) or "one rank"
@@ -232,15 +245,70 @@ RULES: tuple[Rule, ...] = (
         lambda d, model, batch: d.recompute_every <= model.layers,
         "recompute_every {d.recompute_every} is more than the model's {model.layers} layers",
     ),
+    Rule(
+        "context",
+        lambda d, model, batch: model.sequence % d.context == 0,
+        "sequence {model.sequence} is not divisible by context {d.context}",
+    ),
+    Rule(
+        "expert",
+        lambda d, model, batch: (model.experts % d.expert == 0) & (d.data % d.expert == 0),
+        "expert {d.expert} must divide the model's experts {model.experts} and data {d.data}",
+    ),
+    Rule(
+        "sequence_parallel",
+        lambda d, model, batch: (
+            (d.y == 1) & (model.sequence % (d.x * d.context) == 0) | (d.sequence_parallel == 0)
+        ),
+        "sequence_parallel cuts sequence {model.sequence} over x {d.x} × context {d.context}, which must "
+        "divide it, and knows no y (here {d.y})",
+    ),
 )
 """What every decomposition of a model must satisfy, whatever engine runs it."""
 
-ENGINE_RULES: tuple[Rule, ...] = ()
-"""What the bundled engine cannot run yet, and the planner therefore does not propose: nothing today."""
+_ANY_MODEL: tuple[Rule, ...] = (
+    Rule(
+        "one sequence",
+        lambda d, model, batch: d.context == 1,
+        "context {d.context}: the bundled engine does not cut sequences; its z splits the batch, its x heads",
+    ),
+    Rule(
+        "whole experts",
+        lambda d, model, batch: d.expert == 1,
+        "expert {d.expert}: the bundled engine has no expert parallelism",
+    ),
+    Rule(
+        "zero",
+        lambda d, model, batch: d.zero <= 1,
+        "zero {d.zero}: the bundled engine shards optimizer state over data (1); to shard weights and "
+        "gradients as well, use z",
+    ),
+    Rule(
+        "whole norms",
+        lambda d, model, batch: d.sequence_parallel == 0,
+        "sequence_parallel: the bundled engine does not cut norms along the sequence; y cuts them by width",
+    ),
+    Rule(
+        "order",
+        lambda d, model, batch: d.order == "data-pipeline",
+        "order {d.order}: the bundled engine numbers ranks along data before pipeline",
+    ),
+)
+
+ENGINE_RULES: tuple[Rule, ...] = (
+    *_ANY_MODEL,
+    Rule(
+        "dense model",
+        lambda d, model, batch: model.experts == 1,
+        "experts {model.experts}: the bundled engine has no mixture of experts",
+    ),
+)
+"""What the bundled engine cannot run, and the planner therefore does not propose for it."""
 
 
 ENTRY_RULES: tuple[Rule, ...] = (
     *(rule for rule in RULES if rule.name in ("global_batch", "microbatch", "interleave")),
+    *_ANY_MODEL,
     Rule(
         "tensor axes",
         lambda d, model, batch: (d.x * d.y * d.z) == 1,
@@ -270,9 +338,21 @@ ENTRY_RULES: tuple[Rule, ...] = (
 """The same for a model of the user's own, whose shape is not known."""
 
 
-def violations(d: Decomposition, model: Model | EntryModel, global_batch: int) -> dict[str, str]:
-    """Every broken rule by its name, explained with its values; empty if ``d`` can run."""
-    rules = ENTRY_RULES if isinstance(model, EntryModel) else (*RULES, *ENGINE_RULES)
+def violations(
+    d: Decomposition,
+    model: Model | EntryModel,
+    global_batch: int,
+    engine_rules: tuple[Rule, ...] = ENGINE_RULES,
+) -> dict[str, str]:
+    """Every broken rule by its name, explained with its values; empty if ``d`` can run.
+
+    Args:
+        d: what is judged.
+        model: what is trained.
+        global_batch: sequences an optimizer step.
+        engine_rules: what the engine that is to run it demands beyond RULES; by default the bundled one.
+    """
+    rules = ENTRY_RULES if isinstance(model, EntryModel) else (*RULES, *engine_rules)
     return {
         rule.name: rule.explain(d, model, global_batch)
         for rule in rules

@@ -75,6 +75,8 @@ class Model(Frozen):
     vocab: int = Field(gt=1)
     sequence: int = Field(gt=0, description="tokens a sequence")
     tied: bool = Field(description="whether the LM head shares the embedding's weight")
+    experts: int = Field(1, gt=0, description="MLPs a layer, of which a router picks for each token")
+    active_experts: int = Field(1, gt=0, description="MLPs that each token goes through")
     rope_theta: float = Field(10000.0, gt=0)
     dropout: float = Field(
         0.0, ge=0, lt=1, description="share of elements dropped in training, at GPT-2's three kinds of places"
@@ -111,6 +113,8 @@ class Model(Frozen):
             raise ValueError(f"hidden {self.hidden} is not divisible by heads {self.heads}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
+        if self.active_experts > self.experts:
+            raise ValueError(f"active_experts {self.active_experts} is more than experts {self.experts}")
         if self.family == "llama" and self.head_size % 2:
             raise ValueError(
                 f"rotary positions turn pairs, so hidden {self.hidden} / heads {self.heads} must be even, "
@@ -125,7 +129,7 @@ class Model(Frozen):
 
     @property
     def layer_matrices(self) -> tuple[Matrix, ...]:
-        """The weight matrices of one layer, in execution order."""
+        """The weight matrices of one layer, in execution order; the last two are one expert's."""
         h, f = self.hidden, self.ffn
         qkv = (self.heads + 2 * self.kv_heads) * self.head_size
         up = f if self.family == "gpt" else 2 * f  # SwiGLU: gate and up together
@@ -138,11 +142,16 @@ class Model(Frozen):
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one layer: matrices, biases and the two norms."""
-        matrices = sum(matrix.rows * matrix.columns for matrix in self.layer_matrices)
-        if self.family == "llama":
-            return matrices + 2 * self.hidden
-        return matrices + sum(matrix.rows for matrix in self.layer_matrices) + 4 * self.hidden
+        """Parameters of one layer: matrices, biases, the two norms and the router."""
+        biased = self.family == "gpt"
+        sizes = [matrix.rows * (matrix.columns + biased) for matrix in self.layer_matrices]
+        norms = self.hidden * (4 if biased else 2)
+        return sum(sizes[:2]) + self.experts * sum(sizes[2:]) + self.router_parameters + norms
+
+    @property
+    def router_parameters(self) -> int:
+        """Parameters that choose experts in one layer; 0 where there is one."""
+        return self.experts * self.hidden if self.experts > 1 else 0
 
     @property
     def embedding_parameters(self) -> int:
@@ -165,8 +174,9 @@ class Model(Frozen):
     def layer_forward_flops(self) -> int:
         """FLOPs of one layer's forward for one sequence: matmuls and the whole attention score square."""
         s = self.sequence
-        matmuls = sum(2 * s * matrix.rows * matrix.columns for matrix in self.layer_matrices)
-        return matmuls + 4 * s * s * self.hidden
+        matmuls = [2 * s * matrix.rows * matrix.columns for matrix in self.layer_matrices]
+        routed = self.active_experts * sum(matmuls[2:]) + 2 * s * self.router_parameters
+        return sum(matmuls[:2]) + routed + 4 * s * s * self.hidden
 
     @property
     def head_forward_flops(self) -> int:

@@ -50,8 +50,11 @@ def test_a_rank_outside_is_refused(rank):
     st.lists(
         st.builds(
             Decomposition,
-            **{axis: st.integers(1, 6) for axis in (*AXES, "microbatch")},
+            **{axis: st.integers(1, 6) for axis in (*AXES, "context", "expert", "microbatch")},
             recompute=st.sampled_from(["none", "full"]),
+            sequence_parallel=st.booleans(),
+            zero=st.integers(0, 3),
+            order=st.sampled_from(["data-pipeline", "pipeline-data"]),
             offload=st.sampled_from(OFFLOADS),
         ),
         min_size=1,
@@ -60,13 +63,7 @@ def test_a_rank_outside_is_refused(rank):
     st.integers(1, 100),
 )
 def test_rules_judge_many_as_they_judge_one(many, batch):
-    columns = {axis: np.array([getattr(d, axis) for d in many]) for axis in (*AXES, "microbatch")}
-    candidates = Candidates(
-        **columns,
-        full_recompute=np.array([d.recompute == "full" for d in many]),
-        offloaded=np.array([OFFLOADS.index(d.offload) for d in many]),
-        offload_activations=np.zeros(len(many), dtype=np.bool_),
-    )
+    candidates = Candidates.of(*many)
     assert candidates.offload.tolist() == [d.offload for d in many]
     for rule in (*RULES, *ENGINE_RULES):
         together = np.broadcast_to(rule.holds(candidates, MODEL, batch), (len(many),))
@@ -102,3 +99,27 @@ def test_a_microbatch_is_no_larger_than_a_share():
     assert found == {
         "microbatch": "microbatch 5 is more than a rank's share of global_batch 8 over data 2 × z 1"
     }
+
+
+@pytest.mark.parametrize(
+    ("d", "words"),
+    [
+        (Decomposition(context=2), "context 2: the bundled engine does not cut sequences"),
+        (Decomposition(data=2, expert=2), "expert 2: the bundled engine has no expert parallelism"),
+        (Decomposition(zero=3), "zero 3: the bundled engine shards optimizer state over data"),
+        (Decomposition(x=2, sequence_parallel=True), "does not cut norms along the sequence"),
+        (Decomposition(order="pipeline-data"), "order pipeline-data: the bundled engine numbers ranks"),
+    ],
+)
+def test_what_only_other_engines_run_is_refused_and_can_be_asked_about(d, words):
+    model = MODEL.model_copy(update={"experts": 2})
+    found = violations(d, model, 32)
+    assert any(words in sentence for sentence in found.values())
+    assert "experts 2: the bundled engine has no mixture of experts" in found["dense model"]
+    assert violations(d, model, 32, ()) == {}
+
+
+def test_experts_are_spread_over_ranks_of_data_evenly():
+    model = MODEL.model_copy(update={"experts": 8})
+    broken = violations(Decomposition(data=4, expert=3), model, 32, ())
+    assert broken == {"expert": "expert 3 must divide the model's experts 8 and data 4"}

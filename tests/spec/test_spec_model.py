@@ -24,6 +24,20 @@ def test_parameter_counts_are_the_published_ones(preset, parameters):
     assert Model(preset=preset).parameters == parameters
 
 
+def test_a_mixture_of_experts_has_the_parameters_of_the_released_weights():
+    """Mixtral 8x7B, Jiang et al. 2024 (arXiv 2401.04088): 46.7B in all, 12.9B at work for a token."""
+    shape = dict(family="llama", layers=32, hidden=4096, heads=32, kv_heads=8, ffn=14336, vocab=32000)
+    model = Model(**shape, sequence=4096, experts=8, active_experts=2)
+    assert model.parameters == 46_702_792_704
+    matmuls = model.forward_flops - 32 * 4 * 4096**2 * 4096
+    assert matmuls / (2 * 4096) == pytest.approx(12.9e9, rel=0.02)
+
+
+def test_no_more_experts_work_than_there_are():
+    with pytest.raises(ValidationError, match="active_experts 3 is more than experts 2"):
+        Model(layers=2, hidden=64, heads=4, vocab=256, sequence=32, experts=2, active_experts=3)
+
+
 def test_gpt3_has_174_6_billion_parameters():
     assert Model(preset="gpt3-175b").parameters == pytest.approx(174.6e9, rel=5e-4)
 

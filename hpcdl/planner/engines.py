@@ -1,0 +1,78 @@
+"""Engines: what runs a decomposition, which of them it can run, and what it keeps in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from hpcdl.errors import UsageError
+from hpcdl.spec.decomposition import ENGINE_RULES, Rule
+
+Attention = Literal["naive", "fused", "flash"]
+"""How the core of attention runs: scores in memory; the same with its softmax in one kernel; never whole."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One training program, as far as its time and memory follow from it."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()  # what it cannot run, beyond what no engine can
+    attention: Attention = "flash"
+    weight_bytes: int = 2  # a parameter, in 16-bit precision
+    gradient_bytes: int = 4
+    optimizer_bytes: int = 12  # main copy and Adam's moments; main gradients where they are beside others
+    source: str = ""
+
+
+HPCDL = Engine("hpcdl", ENGINE_RULES, source="hpcdl's engine, counted (docs/engine/memory.md)")
+"""The engine that ships with hpcdl."""
+
+_ANY = replace(HPCDL, name="any", rules=(), source="as hpcdl's engine, if it could run everything")
+
+_MEGATRON = Engine(
+    "megatron",
+    attention="fused",
+    gradient_bytes=2,
+    optimizer_bytes=16,
+    source="fp16 weights and gradients, fp32 main copy, main gradients and moments (arXiv 2104.04473)",
+)
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        HPCDL,
+        _ANY,
+        _MEGATRON,
+        replace(_ANY, name="megatron-core", source="bf16, fp32 gradients, distributed optimizer"),
+        replace(_ANY, name="fsdp", source="torch FSDP with mixed precision, as llm-foundry runs it"),
+        replace(
+            _ANY,
+            name="torchtitan",
+            weight_bytes=4,
+            gradient_bytes=4,
+            optimizer_bytes=8,
+            source="FSDP2: fp32 shards, gathered in bf16",
+        ),
+        replace(_ANY, name="nanotron", source="bf16, fp32 gradients and main copy"),
+        replace(
+            _ANY,
+            name="deepspeed-zero3",
+            gradient_bytes=2,
+            source="ZeRO-3: fp16 weights and gradients, fp32 main copy and moments (arXiv 1910.02054)",
+        ),
+        replace(_MEGATRON, name="axonn", source="AxoNN on Megatron-LM's model code (arXiv 2502.08145)"),
+    )
+}
+"""By name: hpcdl's own, one without limits, and those whose published runs the cost model is held to."""
+
+
+def find_engine(name: str) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        UsageError: there is none, with those there are.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"there is no engine {name!r} to plan for", f"known: {', '.join(ENGINES)}")
+    return ENGINES[name]
