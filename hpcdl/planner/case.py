@@ -48,6 +48,12 @@ class Case:
         return count
 
     @property
+    def beside(self) -> Overlap:
+        """What runs beside computing: asked for, and possible with this engine."""
+        able = self.engine.overlap
+        return Overlap(**{name: asked and getattr(able, name) for name, asked in self.overlap})
+
+    @property
     def on_cpu(self) -> bool:
         """Whether ranks compute on cores that they share."""
         return self.node.device.kind == "cpu"

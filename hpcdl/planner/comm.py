@@ -1,188 +1,220 @@
-"""What communication costs: AxoNN's ring volumes, nested-group bandwidths, and a start-up a round.
+"""What a rank communicates: the collectives of every part of a model, in seconds a microbatch or a step.
 
 Volumes are equations 1 to 6 of the SC'24 AxoNN paper (arXiv 2502.08145): for a linear layer O = I·W with
 W cut over x·y and sharded over z, the weight is gathered over z (forward and backward), its gradient
 reduce-scattered over z, the output all-reduced over y, the input's gradient over x; layers stored
-transposed swap x and y. The start-up is that of recursive halving and doubling, ceil(log2 n) rounds for a
-gather and twice that for an all-reduce (Thakur, Rabenseifner and Gropp 2005), whose volume is the ring's.
+transposed swap x and y.
+
+Sequence parallelism (Korthikanti et al. 2022) makes of each all-reduce over x a gather and a scatter of the
+same volume, and gathers each input once more for its weight's gradient. ZeRO-3 and FSDP gather the weights of
+a layer over data for forward and again for backward and scatter its gradient, for every microbatch
+(Rajbhandari et al. 2020, section 7). A ring of attention passes keys and values on, and in backward their
+gradients with them (Liu et al. 2023). Experts take and give back what each token brings to those it goes
+through, in forward and in backward (Lepikhin et al. 2020).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from hpcdl.planner import state
-from hpcdl.planner.case import Case
-from hpcdl.planner.space import Candidates, Floats, Ints
+from hpcdl.planner.fabric import REPLICAS, Fabric
+from hpcdl.planner.space import Floats, Ints
+from hpcdl.spec.model import Matrix
 from hpcdl.units import MIB
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """Seconds a microbatch along one axis, in each direction."""
+class Traffic(NamedTuple):
+    """Seconds a microbatch, in each direction."""
 
     forward: Floats
     backward: Floats
 
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.forward + other.forward, self.backward + other.backward)
+    @property
+    def total(self) -> Floats:
+        """Both."""
+        return self.forward + self.backward
 
 
 @dataclass(frozen=True)
-class Fabric:
-    """The time of one collective, for every candidate at once."""
+class Linear:
+    """The collectives of one linear layer, seconds a microbatch.
 
-    case: Case
-    candidates: Candidates
-    _bandwidths: dict[str, Floats] = field(default_factory=dict, compare=False)
+    ``forward`` is along ``inner_axis``, the contraction's, ``backward`` along ``output_axis``. ``again`` is a
+    backward's second gather of the input, under sequence parallelism. ``gather`` is one gather of the weight
+    over z; the scatter of its gradient takes as long.
+    """
 
-    def bandwidth(self, axis: str) -> Floats:
-        """Bytes/s of one member of the groups along ``axis``; AxoNN's equation 7.
-
-        Inside a node what the links give; across nodes the whole node's injection, shared by as many rings as
-        run through the node at once: min(ranks a node, product of the inner degrees).
-        """
-        if axis not in self._bandwidths:
-            self._bandwidths[axis] = self._bandwidth(axis)
-        return self._bandwidths[axis]
-
-    def _bandwidth(self, axis: str) -> Floats:
-        inner, size = self.candidates.inner(axis), self.size(axis)
-        ranks = self.case.layout.ranks_per_node
-        inside = (ranks % (inner * size) == 0) | (self.case.layout.nodes == 1)
-        across = self.case.injection / np.minimum(ranks, inner)
-        links = self._links(np.where(inside, inner, 1), np.where(inside, size, ranks))
-        return np.where(inside, links, np.minimum(across, links))
-
-    def size(self, axis: str) -> Ints:
-        """Degree along ``axis``."""
-        degree: Ints = getattr(self.candidates, axis)
-        return degree
-
-    def all_reduce(self, count_bytes: Floats, axis: str) -> Floats:
-        """Every member has ``count_bytes`` and gets their sum."""
-        return 2 * self.gather(count_bytes, axis)
-
-    def gather(self, count_bytes: Floats, axis: str) -> Floats:
-        """All-gather, or reduce-scatter, of ``count_bytes`` in all."""
-        size = self.size(axis)
-        volume = (size - 1) / size * count_bytes / self.bandwidth(axis)
-        return self.rounds(size) + volume
-
-    def send(self, count_bytes: Floats, axis: str) -> Floats:
-        """One message to the neighbour along ``axis``; free where there is none."""
-        message = self.case.profile.collective_latency_s + count_bytes / self.bandwidth(axis)
-        return np.where(self.size(axis) > 1, message, 0.0)
-
-    def world(self) -> float:
-        """The all-reduce of loss and gradient norm over every rank: start-up only."""
-        rounds = 2 * np.ceil(np.log2(self.case.layout.ranks))
-        return float(rounds * self.case.profile.collective_latency_s)
-
-    def rounds(self, size: Ints) -> Floats:
-        """Start-up of one gather."""
-        rounds: Floats = np.ceil(np.log2(size)) * self.case.profile.collective_latency_s
-        return rounds
-
-    def _links(self, inner: Ints, size: Ints) -> Floats:
-        most = int(size.max(initial=0)) + 1
-        keys, positions = np.unique(inner * most + size, return_inverse=True)
-        rates = [self.case.intra(*divmod(int(key), most)) for key in keys]
-        return np.array(rates)[positions]
+    inner_axis: str
+    output_axis: str
+    forward: Floats
+    backward: Floats
+    again: Floats
+    gather: Floats
 
 
-def layer(fabric: Fabric) -> dict[str, Traffic]:
-    """One transformer layer, a microbatch, by tensor axis."""
-    total = {axis: _nothing(fabric) for axis in ("x", "y", "z")}
-    for position, matrix in enumerate(fabric.case.model.layer_matrices):
-        for axis, traffic in _linear(
-            fabric, matrix.rows, matrix.columns, transposed=position % 2 == 1
-        ).items():
-            total[axis] += traffic
-    # Two norms, each with the moments of every token summed over y, forward and backward.
-    moments = 2 * fabric.all_reduce(_tokens(fabric) * 8.0, "y")
-    total["y"] += Traffic(moments, moments)
-    return total
+class Shards(NamedTuple):
+    """What sharding over data costs one part of a model, seconds a microbatch."""
+
+    forward: Floats  # a gather of its weights
+    backward: Floats  # another one
+    scatter: Floats
 
 
-def head(fabric: Fabric) -> dict[str, Traffic]:
-    """LM head and loss, a microbatch, by tensor axis."""
+def linears(fabric: Fabric) -> list[Linear]:
+    """The linear layers of one transformer layer, in their order."""
+    matrices = fabric.case.model.layer_matrices
+    return [linear(fabric, matrix, transposed=place % 2 == 1) for place, matrix in enumerate(matrices)]
+
+
+def linear(fabric: Fabric, matrix: Matrix, *, transposed: bool) -> Linear:
+    """One linear layer: ``matrix.rows`` outputs, of ``matrix.columns`` inputs."""
+    case, c = fabric.case, fabric.candidates
+    output_axis, inner_axis = ("y", "x") if transposed else ("x", "y")
+    tokens = case.tokens(c) * case.element_bytes
+    output = fabric.all_reduce(tokens * matrix.rows / fabric.size(output_axis), inner_axis)
+    gradient = fabric.all_reduce(tokens * matrix.columns / fabric.size(inner_axis), output_axis)
+    again = 0.0 * output
+    if c.sequence_parallel.any():
+        stream = fabric.gather(tokens * (matrix.rows if transposed else matrix.columns), "x")
+        output, gradient = (np.where(c.sequence_parallel, stream, each) for each in (output, gradient))
+        again = c.sequence_parallel * stream * (not transposed)
+    weight = fabric.gather(matrix.rows * matrix.columns / (c.x * c.y) * case.element_bytes, "z")
+    return Linear(inner_axis, output_axis, output, gradient, again, weight)
+
+
+def moments(fabric: Fabric) -> Floats:
+    """Two norms of a layer in one direction: the moments of every token summed over y."""
+    return 2 * fabric.all_reduce(_tokens(fabric) * 8.0, "y")
+
+
+def head(fabric: Fabric) -> Linear:
+    """LM head."""
     model = fabric.case.model
-    total = _linear(fabric, model.vocab, model.hidden, transposed=False)
-    # Cross-entropy over a vocabulary cut over x: the largest logit, the sum, the target's logit.
-    total["x"] += Traffic(3 * fabric.all_reduce(_tokens(fabric) * 4.0, "x"), _zeros(fabric))
-    return total
+    return linear(fabric, Matrix("head.weight", model.vocab, model.hidden), transposed=False)
+
+
+def loss(fabric: Fabric) -> Floats:
+    """Cross-entropy over a vocabulary cut over x: the largest logit, the sum, the target's logit."""
+    return 3 * fabric.all_reduce(_tokens(fabric) * 4.0, "x")
 
 
 def embedding(fabric: Fabric) -> dict[str, Traffic]:
-    """Token embedding, a microbatch, by tensor axis: rows over x are looked up and summed."""
+    """Token embedding, by tensor axis: rows over x are looked up and summed."""
     case, c = fabric.case, fabric.candidates
-    output = _tokens(fabric) * case.model.hidden / c.y * case.element_bytes
+    output = fabric.all_reduce(_tokens(fabric) * case.model.hidden / c.y * case.element_bytes, "x")
     weight = case.model.vocab * case.model.hidden / (c.x * c.y) * case.element_bytes
     gathered = fabric.gather(weight, "z")
-    return {
-        "x": Traffic(fabric.all_reduce(output, "x"), _zeros(fabric)),
-        "y": _nothing(fabric),
-        "z": Traffic(gathered, gathered),
-    }
+    return {"x": Traffic(output, 0.0 * output), "z": Traffic(gathered, gathered)}
+
+
+def shards(fabric: Fabric, elements: Floats) -> Shards:
+    """ZeRO-2 and 3 for a part of a model with so many ``elements`` a rank when gathered over data.
+
+    ZeRO-2 scatters the gradient of every microbatch, as no rank keeps all of it; where the engine reshards,
+    it gathers weights before the forward and keeps them for the backward.
+    """
+    case, c = fabric.case, fabric.candidates
+    if not (c.zero > 1).any():
+        return Shards(0.0 * elements, 0.0 * elements, 0.0 * elements)
+    gathered = fabric.gather(elements * case.element_bytes, REPLICAS)
+    scattered = fabric.gather(elements * _gradient_bytes(fabric), REPLICAS)
+    forward = (c.zero == 3) | (c.zero == 2) & case.engine.reshards
+    return Shards(forward * gathered, (c.zero == 3) * gathered, (c.zero > 1) * scattered)
+
+
+def layer_elements(fabric: Fabric) -> Floats:
+    """Elements of one layer's matrices on a rank that has gathered them, with its share of experts."""
+    model, c = fabric.case.model, fabric.candidates
+    sizes = [matrix.rows * matrix.columns for matrix in model.layer_matrices]
+    experts = model.experts / c.expert * sum(sizes[2:])
+    elements: Floats = (sum(sizes[:2]) + experts) / c.tensor
+    return elements
+
+
+def vocabulary_elements(fabric: Fabric) -> Floats:
+    """Elements of the embedding, or of the head, on a rank that has gathered them."""
+    model = fabric.case.model
+    elements: Floats = model.vocab * model.hidden / fabric.candidates.tensor
+    return elements
+
+
+def ring(fabric: Fabric) -> Traffic:
+    """Context parallelism in one layer: keys and values go round, in backward with their gradients."""
+    case, c = fabric.case, fabric.candidates
+    model = case.model
+    if not (c.context > 1).any():
+        return Traffic(0.0 * c.context, 0.0 * c.context)
+    width = 2 * model.kv_heads * model.head_size / c.x
+    hops = (c.context - 1) * fabric.send(_tokens(fabric) * width * case.element_bytes, "context")
+    return Traffic(hops, 2 * hops)
+
+
+def experts(fabric: Fabric) -> Traffic:
+    """Expert parallelism in one layer: tokens go to their experts and come back, in both directions."""
+    case, c = fabric.case, fabric.candidates
+    if not (c.expert > 1).any():
+        return Traffic(0.0 * c.expert, 0.0 * c.expert)
+    routed = case.model.active_experts * _stream(fabric) * case.element_bytes
+    both = 2 * fabric.all_to_all(routed, "expert")
+    return Traffic(both, both)
 
 
 def hop(fabric: Fabric) -> Floats:
     """Handing one microbatch to the next pipeline stage, or its gradient back."""
-    case, c = fabric.case, fabric.candidates
-    return fabric.send(_tokens(fabric) * case.model.hidden / c.y * case.element_bytes, "pipeline")
+    return fabric.send(_stream(fabric) * fabric.case.element_bytes, "pipeline")
 
 
 def gradient_reduction(fabric: Fabric, elements: Floats) -> tuple[Floats, Floats]:
-    """All of the data-parallel reduction of a rank's gradients, so many ``elements``, and its last chunk.
+    """All of a step's reduction of a rank's gradients, so many ``elements``, and its last chunk.
 
-    The last chunk can hide behind nothing: the backward pass is over when it is full.
+    The last chunk can hide behind nothing: the backward pass is over when it is full. From ZeRO-2 on there
+    is none, as every microbatch scattered its own.
     """
     chunks = np.ceil(4 * elements / (fabric.case.training.chunk_mib * MIB))
-    count_bytes = elements * _gradient_bytes(fabric)
-    rounds = (chunks - 1) * fabric.rounds(fabric.size("data"))
-    one_way = fabric.gather(count_bytes, "data") + rounds
-    whole = np.where(fabric.candidates.zero > 0, one_way, 2 * one_way)
-    return whole, whole / chunks
+    chunk_bytes = elements * _gradient_bytes(fabric) / chunks
+    summed = fabric.all_reduce(chunk_bytes, REPLICAS)
+    chunk = np.select(
+        [fabric.candidates.zero == 0, fabric.candidates.zero == 1],
+        [summed, fabric.gather(chunk_bytes, REPLICAS)],
+        0.0,
+    )
+    return chunks * chunk, chunk
+
+
+def parameter_gather(fabric: Fabric, elements: Floats) -> Floats:
+    """New weights after an update that data shared; FSDP gathers them when it next uses them."""
+    c, engine = fabric.candidates, fabric.case.engine
+    after = (c.zero == 1) | (c.zero == 2) & (not engine.reshards)
+    gathered: Floats = after * fabric.gather(elements * fabric.case.element_bytes, REPLICAS)
+    return gathered
 
 
 def tied_embedding(fabric: Fabric) -> Floats:
     """Summing the gradients of a tied weight that the first and the last stage both hold."""
     model, c = fabric.case.model, fabric.candidates
     if not model.tied:
-        return _zeros(fabric)
+        return np.zeros(len(c))
     count_bytes = model.vocab * model.hidden / c.tensor * _gradient_bytes(fabric)
     return 2 * fabric.send(count_bytes / 2, "pipeline")
 
 
 def _gradient_bytes(fabric: Fabric) -> Ints:
-    return state.gradient_bytes(fabric.case, fabric.candidates, state.sparsity(fabric.case))
-
-
-def _linear(fabric: Fabric, rows: int, columns: int, *, transposed: bool) -> dict[str, Traffic]:
-    """One linear layer; ``rows`` are outputs, ``columns`` the contraction."""
-    case, c = fabric.case, fabric.candidates
-    output_axis, inner_axis = ("y", "x") if transposed else ("x", "y")
-    tokens = _tokens(fabric) * case.element_bytes
-    output = fabric.all_reduce(tokens * rows / fabric.size(output_axis), inner_axis)
-    gradient = fabric.all_reduce(tokens * columns / fabric.size(inner_axis), output_axis)
-    gathered = fabric.gather(rows * columns / (c.x * c.y) * case.element_bytes, "z")
-    return {
-        inner_axis: Traffic(output, _zeros(fabric)),
-        output_axis: Traffic(_zeros(fabric), gradient),
-        "z": Traffic(gathered, 2 * gathered),
-    }
+    """Bytes of an element when gradients are summed over data."""
+    kept = state.gradient_bytes(fabric.case, fabric.candidates, state.sparsity(fabric.case))
+    return np.minimum(kept, max(fabric.case.engine.reduced_bytes, fabric.case.element_bytes))
 
 
 def _tokens(fabric: Fabric) -> Floats:
     return fabric.case.tokens(fabric.candidates)
 
 
-def _zeros(fabric: Fabric) -> Floats:
-    return np.zeros(len(fabric.candidates))
-
-
-def _nothing(fabric: Fabric) -> Traffic:
-    return Traffic(_zeros(fabric), _zeros(fabric))
+def _stream(fabric: Fabric) -> Floats:
+    """Elements of what one layer hands to the next: cut over y, or along the sequence over x."""
+    c = fabric.candidates
+    along = np.where(c.sequence_parallel, c.x, 1)
+    stream: Floats = _tokens(fabric) * fabric.case.model.hidden / (c.y * along)
+    return stream

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcdl.planner import comm, compute, memory, offload, state
+from hpcdl.planner import block, comm, compute, memory, offload, state
+from hpcdl.planner.block import Block
 from hpcdl.planner.case import Case
-from hpcdl.planner.comm import Fabric, Traffic
-from hpcdl.planner.compute import Work
+from hpcdl.planner.fabric import Fabric
+from hpcdl.planner.overlap import beside
 from hpcdl.planner.pipeline import Pipeline, simulate
 from hpcdl.planner.space import Candidates, Floats, Ints
 from hpcdl.spec.partition import stage_layers
@@ -27,16 +28,20 @@ FORMULAS = {
     "recompute": "full: forward once more, with its communication; selective: attention and activation",
     "host launches": "m · layers · (host floor - device time), where positive; backward 1.3 times",
     "head and loss": "m · (2·tokens·V·h/(x·y) · 3 / (peak·efficiency) + fp32 logits), last stage",
-    "tensor x": "m · all-reduces over x: 2·log2(x)·latency + 2·(x-1)/x·bytes/bandwidth",
-    "tensor y": "m · all-reduces over y: 2·log2(y)·latency + 2·(y-1)/y·bytes/bandwidth",
-    "weights z": "m · (2 gathers and 1 scatter) over z, each (z-1)/z·P/(x·y)·bytes/bandwidth",
+    "tensor x": "m · all-reduces over x that no product hides: start + hops + 2·(x-1)/x·bytes/bandwidth",
+    "tensor y": "m · all-reduces over y that no product hides: start + hops + 2·(y-1)/y·bytes/bandwidth",
+    "weights z": "m · what products leave of 2 gathers and 1 scatter over z, (z-1)/z·P/(x·y)·bytes/bandwidth",
+    "weights data": "m · what a layer leaves of 2 gathers (ZeRO-3) and 1 scatter (ZeRO-2) over data",
+    "context": "m · layers · keys and values to context-1 neighbours, thrice with backward, less attention",
+    "experts": "m · layers · 4 all-to-alls of tokens·h·active experts",
+    "overlapped compute": "m · what computing loses beside collectives: overlap price · their time there",
     "host copies": "m · layers · what copies over the host link take longer than the layer beside them",
     "gradient compression": "pruning: m · bytes of a gradient, its index and what is kept / memory rate",
     "pipeline bubble": "sum of all stages' times for a microbatch, less the busiest stage's",
-    "pipeline messages": "2·(p-1)·(latency + tokens·h/y·bytes/bandwidth), more where the round trip paces",
+    "pipeline messages": "2·(p-1)·(start + hop + tokens·h/y·bytes/bandwidth), or more if the trip paces",
     "shared cores": "waiting for a core: the work of all ranks / cores, less the time already counted",
-    "gradient reduction": "all-reduce (ZeRO-1: reduce-scatter) over data less overlap · last backward",
-    "parameter gather": "ZeRO-1: parameters of a rank gathered over data after the update",
+    "gradient reduction": "over data: what the last backward leaves, its last chunk at least, and price",
+    "parameter gather": "ZeRO-1 and 2: parameters of a rank gathered over data after the update",
     "tied embedding": "all-reduce of V·h/(x·y·z) gradients between the first and the last stage",
     "world all-reduce": "loss and gradient norm: 2·log2(ranks)·latency",
     "optimizer": "parameters of a rank · bytes an update / memory rate",
@@ -99,7 +104,7 @@ def step_tree(case: Case, c: Candidates) -> Term:
         Term("pipeline bubble", stage.free_seconds - within.value),
         Term("pipeline messages", stage.seconds - stage.free_seconds),
         Term("shared cores", _waiting(case, stage)),
-        *_after_backward(case, fabric, stage.backward),
+        *_after_backward(case, fabric, stage.free),
     )
 
 
@@ -112,10 +117,10 @@ def _waiting(case: Case, stage: _Stage) -> Floats:
 
 @dataclass(frozen=True)
 class _Stage:
-    """The stage that paces the pipeline: its terms of a whole step, and one backward of it."""
+    """The stage that paces the pipeline: its terms of a whole step, and what one backward can hide."""
 
     terms: tuple[Term, ...]
-    backward: Floats
+    free: Floats  # computing of a backward beside which nothing runs
     pipeline: Pipeline
     seconds: Floats  # of the whole pipeline
     free_seconds: Floats  # the same if messages took no time
@@ -126,9 +131,9 @@ def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
     c = fabric.candidates
     m = c.microbatches(case.training.global_batch)
     first_layers, last_layers = state.layers_of_stages(case, c)
-    layer = _Block.of_layer(case, c, fabric)
-    begin = _Block.of_traffic(c, comm.embedding(fabric)).copying(offload.vocabulary(case, c))
-    end = _Block.of_head(case, c, fabric)
+    layer, begin, end = (
+        make(case, c, fabric) for make in (block.of_layer, block.of_embedding, block.of_head)
+    )
     first = first_layers * layer.seconds + begin.seconds + (c.pipeline == 1) * end.seconds
     last = last_layers * layer.seconds + end.seconds + (c.pipeline == 1) * begin.seconds
     at_last = (last >= first) | (c.pipeline == 1)
@@ -138,7 +143,7 @@ def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
         Term(
             name, m * (layers * layer.parts[name] + at_first * begin.parts[name] + at_last * end.parts[name])
         )
-        for name in _PARTS
+        for name in block.PARTS
     )
     total = case.model.layers * layer.seconds + begin.seconds + end.seconds
     hop = comm.hop(fabric)
@@ -153,19 +158,19 @@ def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
         seconds[places], free[places] = (
             _on_the_clock(case, c, blocks, each, places) for each in (hop, 0 * hop)
         )
-    return _Stage(terms, layers * layer.parts["backward"], pipeline, seconds, free)
+    return _Stage(terms, layers * layer.free, pipeline, seconds, free)
 
 
 class _Blocks(NamedTuple):
     """What a pipeline is made of."""
 
-    begin: _Block
-    layer: _Block
-    end: _Block
+    begin: Block
+    layer: Block
+    end: Block
 
     def at(self, position: int) -> _Blocks:
         """Those of one candidate."""
-        return _Blocks(*(block.at(position) for block in self))
+        return _Blocks(*(one.at(position) for one in self))
 
 
 def _on_the_clock(case: Case, c: Candidates, blocks: _Blocks, hop: Floats, places: Ints) -> Floats:
@@ -183,7 +188,7 @@ def _simulated(case: Case, flow: Flow, blocks: _Blocks, hop: float) -> float:
 
 def _by_stage(case: Case, flow: Flow, blocks: _Blocks, part: str) -> list[float]:
     """Seconds a microbatch of ``part`` on each virtual stage, for blocks of one candidate."""
-    begin, layer, end = (float(getattr(block, part)) for block in blocks)
+    begin, layer, end = (float(getattr(one, part)) for one in blocks)
     stages = flow.ranks * flow.chunks
     seconds = [layer * len(stage_layers(case.model, stages, stage)) for stage in range(stages)]
     seconds[0] += begin
@@ -191,97 +196,41 @@ def _by_stage(case: Case, flow: Flow, blocks: _Blocks, part: str) -> list[float]
     return seconds
 
 
-_PARTS = (
-    "forward", "backward", "recompute", "host launches", "head and loss", "tensor x", "tensor y", "weights z",
-    "host copies", "gradient compression",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Seconds a microbatch of one layer, or of what stands before or after the layers, by part."""
-
-    parts: dict[str, Floats]
-    forward: Floats  # what of ``seconds`` is the forward's
-    weight: Floats  # what of the backward is for gradients of weights
-
-    @property
-    def backward(self) -> Floats:
-        """The rest, recomputation included."""
-        return self.seconds - self.forward
-
-    def at(self, position: int) -> _Block:
-        """That of one candidate."""
-        parts = {name: seconds[position] for name, seconds in self.parts.items()}
-        return _Block(parts, self.forward[position], self.weight[position])
-
-    @property
-    def seconds(self) -> Floats:
-        """All parts together: collectives along tensor axes block, so nothing overlaps."""
-        total: Floats = np.sum(list(self.parts.values()), axis=0)
-        return total
-
-    def copying(self, copies: offload.Copies) -> _Block:
-        """The same with copies to and from the host beside it: what of them takes longer counts."""
-        forward = np.maximum(0, copies.forward - self.forward)
-        backward = np.maximum(0, copies.backward - self.backward)
-        parts = {**self.parts, "host copies": forward + backward}
-        return _Block(parts, self.forward + forward, self.weight)
-
-    @classmethod
-    def of_traffic(cls, c: Candidates, traffic: dict[str, Traffic]) -> _Block:
-        """Communication only."""
-        parts: dict[str, Floats] = {name: np.zeros(len(c)) for name in _PARTS}
-        for name, axis in (("tensor x", "x"), ("tensor y", "y"), ("weights z", "z")):
-            parts[name] = traffic[axis].forward + traffic[axis].backward
-        forward = np.zeros(len(c)) + sum(axis.forward for axis in traffic.values())
-        return cls(parts, forward, np.zeros(len(c)))
-
-    @classmethod
-    def of_layer(cls, case: Case, c: Candidates, fabric: Fabric) -> _Block:
-        """One transformer layer; recomputation repeats its forward, collectives included."""
-        work, traffic = compute.layer(case, c), comm.layer(fabric)
-        host = compute.host(case, work)
-        block = cls.of_traffic(c, traffic)
-        again = work.forward + host.forward + sum(axis.forward for axis in traffic.values())
-        core = compute.core(case, c) * c.selective_recompute
-        repeated = c.full_recompute * again + core
-        timed = {
-            "forward": work.forward,
-            "backward": work.backward,
-            "recompute": repeated,
-            "host launches": host.forward + host.backward,
-            "gradient compression": offload.compression(case, c),
-        }
-        made = cls({**block.parts, **timed}, block.forward + work.forward + host.forward, work.weight)
-        return made.copying(offload.layer(case, c))
-
-    @classmethod
-    def of_head(cls, case: Case, c: Candidates, fabric: Fabric) -> _Block:
-        """LM head and loss."""
-        work: Work = compute.head(case, c)
-        block = cls.of_traffic(c, comm.head(fabric))
-        parts = {**block.parts, "head and loss": work.forward + work.backward}
-        made = cls(parts, block.forward + work.forward, work.weight)
-        return made.copying(offload.vocabulary(case, c))
-
-
-def _after_backward(case: Case, fabric: Fabric, backward: Floats) -> list[Term]:
+def _after_backward(case: Case, fabric: Fabric, free: Floats) -> list[Term]:
     """What follows the pipeline: gradient reduction that the last backward cannot hide, and the update."""
     c = fabric.candidates
     elements = offload.largest_shard(case, c)
-    reduction, last_chunk = comm.gradient_reduction(fabric, elements)
-    exposed = np.maximum(last_chunk, reduction - case.profile.overlap * backward)
+    reduction = _reduction(case, fabric, elements, free)
     own = elements / c.owners
+    updated = case.crowding * compute.optimizer(case, own) - _early(case, fabric, elements, reduction)
     pruned = np.maximum(*(state.shard(case, c, is_last=end).pruned for end in (False, True)))
     same: Ints = np.ones(len(c), dtype=np.int64)
     return [
-        Term("gradient reduction", exposed),
-        Term("parameter gather", (c.zero > 0) * fabric.gather(elements * case.element_bytes, "data")),
+        Term("gradient reduction", reduction),
+        Term("parameter gather", comm.parameter_gather(fabric, elements)),
         Term("tied embedding", comm.tied_embedding(fabric)),
         Term("world all-reduce", same * fabric.world()),
-        Term("optimizer", (c.offloaded == 0) * case.crowding * compute.optimizer(case, own)),
+        Term("optimizer", (c.offloaded == 0) * updated),
         Term("offloaded update", (c.offloaded > 0) * offload.update(case, c, own)),
         Term("expansion", offload.expansion(case, pruned)),
         Term("step overhead", same * case.profile.step_overhead_s),
     ]
+
+
+def _reduction(case: Case, fabric: Fabric, elements: Floats, free: Floats) -> Floats:
+    """Summing gradients over data: what the last backward cannot hide, and what hiding the rest costs it."""
+    whole, last_chunk = comm.gradient_reduction(fabric, elements)
+    found = beside(case.profile, whole - last_chunk, free, wanted=case.beside.gradient_reduction)
+    return last_chunk + found.exposed + found.price
+
+
+def _early(case: Case, fabric: Fabric, elements: Floats, exposed: Floats) -> Floats:
+    """What of an update runs while later chunks are still being summed; with clipping all must be known."""
+    training = case.training
+    if training.optimizer.clip or training.precision == "fp16" or not case.beside.optimizer:
+        return 0 * exposed
+    whole, last_chunk = comm.gradient_reduction(fabric, elements)
+    updated = case.crowding * compute.optimizer(case, elements / fabric.candidates.owners)
+    shared = np.divide(last_chunk, whole, out=np.ones_like(whole), where=whole > 0)
+    early: Floats = np.minimum(updated * (1 - shared), np.maximum(0, exposed - last_chunk))
+    return early

@@ -20,7 +20,7 @@ import numpy as np
 
 from hpcdl.planner import comm, compute, memory, state
 from hpcdl.planner.case import Case
-from hpcdl.planner.comm import Fabric
+from hpcdl.planner.fabric import Fabric
 from hpcdl.planner.space import Bools, Candidates, Floats
 
 _FETCHED = 12  # bytes of main copy and moments, one way

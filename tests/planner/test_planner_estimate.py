@@ -10,7 +10,7 @@ from hpcdl.spec.training import Training
 
 IDEAL = dict(
     gemm_efficiency=1.0, attention_efficiency=1.0, memory_efficiency=1.0, kernel_floor_s=0.0, host_floor_s=0.0,
-    step_overhead_s=0.0, collective_latency_s=0.0,
+    step_overhead_s=0.0, collective_latency_s=0.0, hop_latency_s=0.0, network_latency_s=0.0,
 )  # fmt: skip
 BIG = Model(layers=4, hidden=8192, heads=64, vocab=32000, sequence=4096)
 

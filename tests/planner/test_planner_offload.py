@@ -14,6 +14,7 @@ from hpcdl.spec.model import Model
 from hpcdl.spec.training import Pruning, Training
 
 MODEL = Model(layers=8, hidden=2048, heads=16, vocab=32000, sequence=1024)
+NO_LATENCY = dict(collective_latency_s=0.0, hop_latency_s=0.0, network_latency_s=0.0)
 
 
 def one(case, **d):
@@ -171,14 +172,14 @@ def test_one_memory_holds_what_is_offloaded_as_well(case_on, perlmutter):
 
 
 def test_offloaded_gradients_are_summed_in_the_type_of_the_model(case_on):
-    case = case_on(model=MODEL, nodes=2, collective_latency_s=0.0, overlap=0.0)
+    case = case_on(model=MODEL, nodes=2, overlap=0.0, **NO_LATENCY)
     plain, lean = (seconds(case, data=8, offload=o)["gradient reduction"] for o in ("none", "optimizer"))
     assert lean == pytest.approx(plain / 2)
 
 
 def test_pruned_gradients_are_summed_as_they_are_kept(case_on):
     dense, pruned = (
-        case_on(model=MODEL, nodes=2, training=Training(pruning=p), collective_latency_s=0.0, overlap=0.0)
+        case_on(model=MODEL, nodes=2, training=Training(pruning=p), overlap=0.0, **NO_LATENCY)
         for p in (None, Pruning(sparsity=0.5, exclude=()))
     )
     ratio = seconds(pruned, data=8)["gradient reduction"] / seconds(dense, data=8)["gradient reduction"]

@@ -263,7 +263,7 @@ def test_the_explanation_names_terms_rivals_and_refusals(perlmutter, experiment_
     lines = explain(found, best_without_offload(found).rank)
     text = "\n".join(lines)
     assert ": data 2 × z 256, microbatch 1, recompute full: " in lines[0]
-    for words in ("weights z: m · (2 gathers", "% slower: ", "kv_heads: kv_heads is not divisible by x",
+    for words in ("weights z: m · what products leave", "% slower: ", "kv_heads: kv_heads is not divisible by x",
                   "memory: the leanest, ", "of 22051 can run", "efficiencies: "):  # fmt: skip
         assert words in text
     assert all(

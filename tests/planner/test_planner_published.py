@@ -3,6 +3,7 @@
 import numpy as np
 
 from hpcdl.planner.case import Case
+from hpcdl.planner.engines import find_engine
 from hpcdl.planner.estimate import step_tree
 from hpcdl.planner.space import Candidates
 from hpcdl.sites.profile import default_profile
@@ -50,7 +51,8 @@ def estimated(row):
     layout = Layout(nodes=d.ranks // 8, ranks_per_node=8, cores_per_rank=16)
     # vTrain's fit of the same software: unfused attention passes 8.7 times over the score square.
     profile = default_profile(DEVICE).model_copy(update={"score_passes": 8.7})
-    case = Case(model, Training(global_batch=batch), SELENE, Network(), layout, profile)
+    engine = find_engine("megatron")
+    case = Case(model, Training(global_batch=batch), SELENE, Network(), layout, profile, engine)
     return float(step_tree(case, Candidates.of(d)).value[0])
 
 
