@@ -1,15 +1,16 @@
 """How long one collective takes, for every candidate at once: algorithms, nested groups and link tiers.
 
-Two algorithms gather S bytes among n ranks, of which g to a node on N nodes, and the faster one counts:
+n ranks lie g to a node on N nodes. To gather S bytes among them, or to scatter them reduced, takes
 
-    ring        (n-N)·hop + (N-1)·network hop + (n-1)/n · S / β
-    two levels  (g-1)·hop + ceil(log2 N)·network hop + (g-1)/g · S / β inside + (N-1)/n · S / β across
+    start + (g-1)·hop + ceil(log2 N)·network hop + (n-1)/n · S / β
 
-The ring is what NCCL and RCCL run. Two levels are a ring inside every node and recursive doubling between
-nodes (Thakur, Rabenseifner and Gropp 2005), as trees, PAT and the libraries of Cray do. A reduce-scatter is a
-gather backwards, an all-reduce both. Every collective has a start-up besides: a message of S bytes reaches
-β·S/(S + S_half), where S_half is β times all that does not depend on S.
+a ring inside every node and recursive doubling between nodes (Thakur, Rabenseifner and Gropp 2005), with the
+volume of a ring. An all-reduce is a scatter and a gather by the faster of two ways: the flat ring, or two
+levels, in which a node sends each byte once, as NCCL's trees do; levels are pipelined, so the slower counts:
 
+    start + 2·hops + 2·min((n-1)/n · S / β, max((g-1)/g · S / β inside, (N-1)/n · S / β across))
+
+What does not depend on S is a saturation: S bytes reach β·S/(S + S_half), where S_half is β times all that.
 β is the bandwidth of a group that nests in others, AxoNN's equation 7 (SC'24, arXiv 2502.08145).
 """
 
@@ -27,11 +28,12 @@ REPLICAS = "replicas"
 """The ranks that hold the same weights, as an axis: data and the parts of a sequence together."""
 
 
-class _Algorithm(NamedTuple):
-    """One way to gather: seconds whatever the size, and seconds a byte."""
+class _Passage(NamedTuple):
+    """One way through a group, a gather's or half an all-reduce: seconds whatever the size, and a byte."""
 
-    start: Floats
-    per_byte: Floats
+    hops: Floats
+    ring: Floats  # a byte
+    levels: Floats  # a byte
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Fabric:
     case: Case
     candidates: Candidates
     _bandwidths: dict[str, Floats] = field(default_factory=dict, compare=False)
-    _algorithms: dict[str, tuple[_Algorithm, ...]] = field(default_factory=dict, compare=False)
+    _passages: dict[str, _Passage] = field(default_factory=dict, compare=False)
 
     def size(self, axis: str) -> Ints:
         """Degree along ``axis``."""
@@ -78,11 +80,13 @@ class Fabric:
 
     def all_reduce(self, count_bytes: Floats, axis: str) -> Floats:
         """Every member has ``count_bytes`` and gets their sum."""
-        return self._start(axis) + 2 * self._pass(count_bytes, axis)
+        way = self._passage(axis)
+        return self._start(axis) + 2 * (way.hops + count_bytes * np.minimum(way.ring, way.levels))
 
     def gather(self, count_bytes: Floats, axis: str) -> Floats:
         """All-gather, or reduce-scatter, of ``count_bytes`` in all."""
-        return self._start(axis) + self._pass(count_bytes, axis)
+        way = self._passage(axis)
+        return self._start(axis) + way.hops + count_bytes * way.ring
 
     def all_to_all(self, count_bytes: Floats, axis: str) -> Floats:
         """Every member sends an equal part of its ``count_bytes`` to each; all of a node's ranks at once."""
@@ -115,26 +119,19 @@ class Fabric:
         """Start-up of a collective; none where there is nobody to talk to."""
         return np.where(self.size(axis) > 1, self.case.profile.collective_latency_s, 0.0)
 
-    def _pass(self, count_bytes: Floats, axis: str) -> Floats:
-        """One gather, or one scatter, by the algorithm that is faster for so many bytes."""
-        if axis not in self._algorithms:
-            self._algorithms[axis] = (self._ring(axis), self._two_levels(axis))
-        ring, levels = (one.start + count_bytes * one.per_byte for one in self._algorithms[axis])
-        return np.minimum(ring, levels)
+    def _passage(self, axis: str) -> _Passage:
+        if axis not in self._passages:
+            self._passages[axis] = self._way(axis)
+        return self._passages[axis]
 
-    def _ring(self, axis: str) -> _Algorithm:
-        size, nodes, profile = self.size(axis), self._nodes(axis), self.case.profile
-        start = (size - nodes) * profile.hop_latency_s + (nodes - 1) * profile.network_latency_s
-        return _Algorithm(start, (size - 1) / size / self.bandwidth(axis))
-
-    def _two_levels(self, axis: str) -> _Algorithm:
-        size, near, nodes, profile = self.size(axis), self._near(axis), self._nodes(axis), self.case.profile
-        inner = self.inner(axis)
-        rounds = np.ceil(np.log2(nodes))
-        start = (near - 1) * profile.hop_latency_s + rounds * profile.network_latency_s
-        inside = (near - 1) / near / self._links(inner, near)
-        across = (nodes - 1) / size / np.minimum(self._across(inner * near), self._links(inner, near))
-        return _Algorithm(start, inside + across)
+    def _way(self, axis: str) -> _Passage:
+        size, near, inner, profile = self.size(axis), self._near(axis), self.inner(axis), self.case.profile
+        nodes = size // near
+        hops = (near - 1) * profile.hop_latency_s + np.ceil(np.log2(nodes)) * profile.network_latency_s
+        links = self._links(inner, near)
+        inside = (near - 1) / near / links
+        across = (nodes - 1) / size / np.minimum(self._across(inner * near), links)
+        return _Passage(hops, (size - 1) / size / self.bandwidth(axis), np.maximum(inside, across))
 
     def _inside(self, axis: str) -> Bools:
         """Whether the groups along ``axis`` stay in a node."""
@@ -147,9 +144,6 @@ class Fabric:
         most = np.maximum(1, self._ranks // inner)
         even = (size % most == 0) & (self._ranks % inner == 0)
         return np.where(self._inside(axis), size, np.where(even, most, 1))
-
-    def _nodes(self, axis: str) -> Ints:
-        return self.size(axis) // self._near(axis)
 
     def _across(self, sharing: Ints) -> Floats:
         """Injection of a node that ``sharing`` rings share, at most one a rank; one node needs none."""
