@@ -81,8 +81,9 @@ class Term:
 
     @classmethod
     def total(cls, name: str, *children: Term) -> Term:
-        """A branch: the sum of ``children``."""
-        return cls(name, np.sum([child.value for child in children], axis=0), children)
+        """A branch: the sum of ``children``, one by one, so that one candidate sums as many do."""
+        first, *others = (child.value for child in children)
+        return cls(name, sum(others, first), children)
 
 
 def memory_tree(terms: dict[str, Floats]) -> Term:
