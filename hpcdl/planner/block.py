@@ -129,8 +129,8 @@ def of_layer(case: Case, c: Candidates, fabric: Fabric) -> Block:
     exposed = {name: there.exposed[name] + back.exposed[name] for name in COLLECTIVES}
     recomputed = c.full_recompute * (again - again_price) + c.selective_recompute * compute.core(case, c)
     price = there.price + back.price + c.full_recompute * again_price
-    on_device = Work(work.forward + there.seconds, work.backward + back.seconds, work.weight)
-    host = compute.host(case, on_device)
+    forward = work.forward + there.seconds
+    host = compute.host(case, c, forward, work.backward + back.seconds + recomputed)
     parts: dict[str, Floats] = {
         **dict.fromkeys(PARTS, 0 * work.forward),
         **exposed,
@@ -141,7 +141,7 @@ def of_layer(case: Case, c: Candidates, fabric: Fabric) -> Block:
         "overlapped compute": price,
         "gradient compression": offload.compression(case, c),
     }
-    block = Block(parts, on_device.forward + host.forward, work.weight, back.free() + repeating)
+    block = Block(parts, forward + host.forward, work.weight, back.free() + repeating)
     return block.copying(offload.layer(case, c))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hpcdl.planner.engines import HPCDL, Engine
+from hpcdl.planner.engines import HPCDL, Attention, Engine
 from hpcdl.planner.space import Candidates, Floats
 from hpcdl.sites.profile import Profile
 from hpcdl.sites.site import Network, NodeType
@@ -46,6 +46,16 @@ class Case:
         """Tokens of one microbatch on a rank."""
         count: Floats = c.microbatch * self.model.sequence / c.context
         return count
+
+    @property
+    def drops(self) -> bool:
+        """Whether masks of dropout are drawn and applied."""
+        return self.engine.drops or self.model.dropout > 0
+
+    @property
+    def attention(self) -> Attention:
+        """The kernel."""
+        return self.engine.attention
 
     @property
     def beside(self) -> Overlap:

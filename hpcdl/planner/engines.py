@@ -26,6 +26,10 @@ class Engine:
     weight_bytes: int = 2  # a parameter, in 16-bit precision
     gradient_bytes: int = 4
     optimizer_bytes: int = 12  # main copy and Adam's moments; main gradients where they are beside others
+    update_bytes: int = 30  # read and written a parameter by clipping and the optimizer
+    fused: bool = False
+    eager: bool = True
+    drops: bool = False
     overlap: Overlap = _ALL  # what it can run beside computing
     reduced_bytes: int = 4  # an element of a gradient that is summed over data
     regathers: bool = True  # weights of a recomputed layer once more for its backward
@@ -42,6 +46,9 @@ _ANY = replace(HPCDL, name="any", rules=(), source="as hpcdl's engine, if it cou
 _MEGATRON = Engine(
     "megatron",
     attention="fused",
+    fused=True,
+    drops=True,
+    update_bytes=62,
     gradient_bytes=2,
     optimizer_bytes=16,
     reduced_bytes=2,

@@ -158,7 +158,7 @@ def _held(case: Case, c: Candidates, *, is_last: bool) -> Ints:
 
 def _unfused_scores(case: Case, c: Candidates) -> Floats:
     """Score squares that an attention which is not fused keeps: 5as²b bytes, Korthikanti et al. 2022."""
-    unfused = 2.5 * case.element_bytes if case.profile.score_passes else 0.0
+    unfused = 2.5 * case.element_bytes if case.attention != "flash" else 0.0
     return unfused * c.microbatch * float(case.model.sequence) ** 2 * case.model.heads / c.x
 
 

@@ -13,9 +13,10 @@ class Profile(Frozen):
 
     gemm_efficiency: float = Field(gt=0, le=1, description="large matrix products, of peak_tflops")
     attention_efficiency: float = Field(gt=0, le=1, description="fused attention, of peak_tflops")
-    score_passes: float = Field(
-        0.0, ge=0, description="times a forward reads or writes the score square; 0 for fused attention"
-    )
+    flash_backward: float = Field(0.85, gt=0, le=1, description="x")
+    score_efficiency: float = Field(0.5, gt=0, le=1, description="x")
+    processors: int = 108
+    site_efficiency: float = 1.0
     memory_efficiency: float = Field(gt=0, le=1, description="streaming kernels, of memory_bandwidth")
     kernel_floor_s: float = Field(ge=0, description="least time of one kernel")
     host_floor_s: float = Field(ge=0, description="least time of one layer's forward: the host launching it")
