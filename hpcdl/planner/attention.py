@@ -27,7 +27,7 @@ _DROPOUT = (2.5, 2.5)
 _QUERIES = 128
 _TAIL_FORWARD, _TAIL_BACKWARD = 1.4, 0.7
 _FLASH_BACKWARD = 2.5
-S2=1.0
+S2 = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ def _materialised(case: Case, c: Candidates) -> Core:
     dropped = np.array(_DROPOUT) if case.drops else np.zeros(2)
     forward, backward = np.array(_SOFTMAX[case.attention]) + dropped
     rate = case.memory_rate / case.profile.memory_efficiency * case.profile.score_efficiency
-    one = (S2 if keys>1024 else 1)*heads * queries * keys * case.element_bytes / rate
+    one = (S2 if keys > 1024 else 1) * heads * queries * keys * case.element_bytes / rate
     return Core(scores + mixed + forward * one, gradients + backward * one)

@@ -150,7 +150,7 @@ def of_head(case: Case, c: Candidates, fabric: Fabric) -> Block:
     work, product = compute.head(case, c), comm.head(fabric)
     sharded = comm.shards(fabric, comm.vocabulary_elements(fabric))
     there, back = _Pass(case, [work.forward]), _Pass(case, [work.backward])
-    there.wait(f"tensor {product.inner_axis}", product.forward)
+    _output(there, product)
     there.wait("tensor x", comm.loss(fabric))
     there.hide("weights z", product.gather, (0,), wanted=case.beside.weight_gather)
     there.hide("weights data", sharded.forward, (0,), wanted=case.beside.weight_gather)
@@ -191,7 +191,7 @@ def _forward(case: Case, c: Candidates, fabric: Fabric, work: Work, linears: lis
     there.wait("experts", comm.experts(fabric).forward)
     there.wait("tensor y", comm.moments(fabric))
     for linear in linears:
-        there.wait(f"tensor {linear.inner_axis}", linear.forward)
+        _output(there, linear)
     for which, places in _AHEAD:
         there.hide("weights z", linears[which].gather, places, wanted=case.beside.weight_gather)
     return there
@@ -214,12 +214,21 @@ def _backward(case: Case, c: Candidates, fabric: Fabric, work: Work, linears: li
     return back
 
 
+def _output(there: _Pass, linear: Linear) -> None:
+    """The sum of an output, which what follows waits for; a gather before or a scatter after a stream."""
+    there.wait(f"tensor {linear.inner_axis}", linear.forward)
+    there.wait("tensor x", linear.stream)
+
+
 def _input_gradient(back: _Pass, c: Candidates, linear: Linear, product: Floats, place: int) -> None:
-    """The sum of an input's gradient beside the weight's product; a second gather of the input as well."""
+    """The sum of an input's gradient beside the weight's product.
+
+    Under sequence parallelism the input is gathered again beside the product of its own gradient.
+    """
     wanted = back.case.beside.input_gradient & ~c.defer_weights
+    back.hide_beside(f"tensor {linear.output_axis}", linear.backward, product, (place,), wanted=wanted)
     room = product * (1 + (linear.again > 0))
-    part = f"tensor {linear.output_axis}"
-    back.hide_beside(part, linear.backward + linear.again, room, (place,), wanted=wanted)
+    back.hide_beside("tensor x", linear.stream + linear.again, room, (place,), wanted=wanted)
 
 
 def _shards_back(back: _Pass, sharded: Shards, repeating: Floats) -> None:

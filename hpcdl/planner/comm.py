@@ -43,15 +43,16 @@ class Traffic(NamedTuple):
 class Linear:
     """The collectives of one linear layer, seconds a microbatch.
 
-    ``forward`` is along ``inner_axis``, the contraction's, ``backward`` along ``output_axis``. ``again`` is a
-    backward's second gather of the input, under sequence parallelism. ``gather`` is one gather of the weight
-    over z; the scatter of its gradient takes as long.
+    ``forward`` is along ``inner_axis``, the contraction's, ``backward`` along ``output_axis``. Under sequence
+    parallelism both are ``stream``, over x, and ``again`` is a backward's second gather of the input.
+    ``gather`` is one gather of the weight over z; the scatter of its gradient takes as long.
     """
 
     inner_axis: str
     output_axis: str
     forward: Floats
     backward: Floats
+    stream: Floats
     again: Floats
     gather: Floats
 
@@ -77,13 +78,14 @@ def linear(fabric: Fabric, matrix: Matrix, *, transposed: bool) -> Linear:
     tokens = case.tokens(c) * case.element_bytes
     output = fabric.all_reduce(tokens * matrix.rows / fabric.size(output_axis), inner_axis)
     gradient = fabric.all_reduce(tokens * matrix.columns / fabric.size(inner_axis), output_axis)
-    again = 0.0 * output
+    stream = 0.0 * output
     if c.sequence_parallel.any():
-        stream = fabric.gather(tokens * (matrix.rows if transposed else matrix.columns), "x")
-        output, gradient = (np.where(c.sequence_parallel, stream, each) for each in (output, gradient))
-        again = c.sequence_parallel * stream * (not transposed)
+        whole = tokens * (matrix.rows if transposed else matrix.columns)
+        stream = c.sequence_parallel * fabric.gather(whole, "x")
+        output, gradient = (np.where(c.sequence_parallel, 0.0, each) for each in (output, gradient))
+    again = stream * (not transposed)
     weight = fabric.gather(matrix.rows * matrix.columns / (c.x * c.y) * case.element_bytes, "z")
-    return Linear(inner_axis, output_axis, output, gradient, again, weight)
+    return Linear(inner_axis, output_axis, output, gradient, stream, again, weight)
 
 
 def moments(fabric: Fabric) -> Floats:

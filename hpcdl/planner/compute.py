@@ -56,9 +56,7 @@ def head(case: Case, c: Candidates) -> Work:
     model, tokens = case.model, case.tokens(c)
     work = _linear(case, tokens, model.vocab / c.x, model.hidden / c.y)
     logits = tokens * model.vocab / c.x / case.memory_rate
-    return Work(
-        work.forward + _LOSS_FORWARD * logits, work.backward + _LOSS_BACKWARD * logits, work.weight
-    )
+    return Work(work.forward + _LOSS_FORWARD * logits, work.backward + _LOSS_BACKWARD * logits, work.weight)
 
 
 def host(case: Case, c: Candidates, forward: Floats, backward: Floats) -> Work:
