@@ -33,14 +33,20 @@ from enum import Enum
 from itertools import pairwise
 
 
-class Kind(Enum):
+class _Named(Enum):
+    """Hashed by identity: Enum hashes the name, in Python, which was a tenth of a simulation."""
+
+    __hash__ = object.__hash__
+
+
+class Kind(_Named):
     """What a message carries, and thereby where it comes from."""
 
     ACTIVATION = "activation"  # from the stage before
     GRADIENT = "gradient"  # from the stage after
 
 
-class Cause(Enum):
+class Cause(_Named):
     """Why a rank does something."""
 
     GRADIENT = "gradient"  # the oldest one that arrived
@@ -49,7 +55,7 @@ class Cause(Enum):
     WEIGHT = "weight"  # the oldest work that was deferred
 
 
-class Operation(Enum):
+class Operation(_Named):
     """What a rank can be told to do with a microbatch in one of its chunks."""
 
     FORWARD = "forward"
@@ -206,15 +212,14 @@ class Stage:
 
     def can_take(self, cause: Cause) -> bool:
         """Whether ``cause`` is there now."""
-        if cause in _MESSAGES:
-            return bool(self._arrived[_MESSAGES[cause]])
+        kind = _MESSAGES.get(cause)
+        if kind:
+            return bool(self._arrived[kind])
         return self._may_enter() if cause is Cause.DATA else bool(self._owed)
 
     def choose(self) -> Cause | None:
         """What to take of all that is there now; None if this rank can only wait for a message."""
-        forward, backward = (Cause.ACTIVATION, Cause.DATA), (Cause.GRADIENT,)
-        order = (*forward, *backward) if self._goes_forward else (*backward, *forward)
-        return next((cause for cause in (*order, Cause.WEIGHT) if self.can_take(cause)), None)
+        return next(filter(self.can_take, _FORWARD_FIRST if self._goes_forward else _BACKWARD_FIRST), None)
 
     def take(self, cause: Cause) -> list[Action]:
         """What to do about ``cause``.
@@ -276,17 +281,25 @@ class Stage:
             raise ProtocolError(f"{self._where}: chunk {chunk} of {self.flow.chunks} does not exist")
         if self.is_first(chunk) if kind is Kind.ACTIVATION else self.is_last(chunk):
             raise ProtocolError(f"{self._where} receives no {kind.value} for chunk {chunk}")
-        what = f"{self._where}: the {kind.value} of microbatch {microbatch} for chunk {chunk}"
+        problem = self._problem(message)
+        if problem:
+            what = f"{self._where}: the {kind.value} of microbatch {microbatch} for chunk {chunk}"
+            raise ProtocolError(f"{what} came {problem}")
+
+    def _problem(self, message: Message) -> str | None:
+        """What is wrong with a message that comes now."""
+        chunk, microbatch, kind = message.chunk, message.microbatch, message.kind
         ends = self._forwarded if kind is Kind.ACTIVATION else self._finished
         if (chunk, microbatch) in ends or message in self._arrived[kind]:
-            raise ProtocolError(f"{what} came twice")
+            return "twice"
         if kind is Kind.GRADIENT and (chunk, microbatch) not in self._forwarded:
-            raise ProtocolError(f"{what} came before its activation left")
+            return "before its activation left"
         if kind is Kind.ACTIVATION and chunk and (chunk - 1, microbatch) not in self._forwarded:
-            raise ProtocolError(f"{what} came before chunk {chunk - 1} sent its own")
+            return f"before chunk {chunk - 1} sent its own"
         after = (chunk + 1, microbatch)
         if kind is Kind.GRADIENT and chunk + 1 < self.flow.chunks and after not in self._finished:
-            raise ProtocolError(f"{what} came before chunk {chunk + 1} sent its own")
+            return f"before chunk {chunk + 1} sent its own"
+        return None
 
     def _forward(self, chunk: int, microbatch: int) -> list[Action]:
         # Deferred work holds activations: a rank does not defer beyond what its flow may hold anyway.
@@ -312,4 +325,6 @@ class Stage:
         return Action(Operation.WEIGHT, *self._owed.popleft())
 
 
+_FORWARD_FIRST = (Cause.ACTIVATION, Cause.DATA, Cause.GRADIENT, Cause.WEIGHT)
+_BACKWARD_FIRST = (Cause.GRADIENT, Cause.ACTIVATION, Cause.DATA, Cause.WEIGHT)
 _MESSAGES = {Cause.ACTIVATION: Kind.ACTIVATION, Cause.GRADIENT: Kind.GRADIENT}

@@ -81,9 +81,8 @@ class Term:
 
     @classmethod
     def total(cls, name: str, *children: Term) -> Term:
-        """A branch: the sum of ``children``, one by one, so that one candidate sums as many do."""
-        first, *others = (child.value for child in children)
-        return cls(name, sum(others, first), children)
+        """A branch: the sum of ``children``."""
+        return cls(name, np.sum([child.value for child in children], axis=0), children)
 
 
 def memory_tree(terms: dict[str, Floats]) -> Term:
@@ -109,6 +108,29 @@ def step_tree(case: Case, c: Candidates) -> Term:
     )
 
 
+class Undisturbed(NamedTuple):
+    """What a pipeline is simulated from: seconds of a microbatch on each virtual stage, and of the rest."""
+
+    flow: Flow
+    forward: list[float]
+    backward: list[float]  # all of it, recomputation included
+    weight: list[float]  # what of it is for gradients of weights
+    hop: float
+    after: float  # what of a step follows the last backward
+
+
+def undisturbed(case: Case, c: Candidates) -> Undisturbed:
+    """That of the first of ``c``."""
+    fabric = Fabric(case, c)
+    flow, blocks = c.flow(0, case.training.global_batch), _Blocks.of(case, fabric).at(0)
+    forward, backward, weight = (
+        _by_stage(case, flow, blocks, part) for part in ("forward", "backward", "weight")
+    )
+    after = _after_backward(case, fabric, _busiest_stage(case, fabric).free)
+    rest = sum(float(term.value[0]) for term in after)
+    return Undisturbed(flow, forward, backward, weight, float(comm.hop(fabric)[0]), rest)
+
+
 def _waiting(case: Case, stage: _Stage) -> Floats:
     """What ranks that share cores take beyond ranks that have their own."""
     if case.crowding == 1:
@@ -132,9 +154,8 @@ def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
     c = fabric.candidates
     m = c.microbatches(case.training.global_batch)
     first_layers, last_layers = state.layers_of_stages(case, c)
-    layer, begin, end = (
-        make(case, c, fabric) for make in (block.of_layer, block.of_embedding, block.of_head)
-    )
+    blocks = _Blocks.of(case, fabric)
+    begin, layer, end = blocks
     first = first_layers * layer.seconds + begin.seconds + (c.pipeline == 1) * end.seconds
     last = last_layers * layer.seconds + end.seconds + (c.pipeline == 1) * begin.seconds
     at_last = (last >= first) | (c.pipeline == 1)
@@ -154,7 +175,6 @@ def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
     # More stages than layers are refused, but still shown with an estimate.
     clocked = ~c.plain_pipeline & (c.pipeline * c.interleave <= case.model.layers)
     if clocked.any():
-        blocks = _Blocks(begin, layer, end)
         places = np.flatnonzero(clocked)
         seconds[places], free[places] = (
             _on_the_clock(case, c, blocks, each, places) for each in (hop, 0 * hop)
@@ -168,6 +188,12 @@ class _Blocks(NamedTuple):
     begin: Block
     layer: Block
     end: Block
+
+    @classmethod
+    def of(cls, case: Case, fabric: Fabric) -> _Blocks:
+        """Those of all candidates."""
+        c = fabric.candidates
+        return cls(*(make(case, c, fabric) for make in (block.of_embedding, block.of_layer, block.of_head)))
 
     def at(self, position: int) -> _Blocks:
         """Those of one candidate."""

@@ -1,13 +1,14 @@
 import random
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdl.planner.pipeline import Pipeline, simulate
-from hpcdl.stage import Flow
+from hpcdl.planner.pipeline import Pipeline, drive, simulate, timeline
+from hpcdl.stage import Flow, Operation
 
 SECONDS = st.floats(0.1, 10)
 
@@ -193,3 +194,65 @@ def test_the_default_in_flight_keeps_up_with_a_table_whose_messages_take_time(ra
     """With p in flight, 1F1B's own memory, the machine would take up to 13 % longer than the table."""
     flow = Flow(ranks, 4 * ranks)
     assert equal(flow, hop) <= 1.02 * static(ranks, 4 * ranks, lambda: hop)
+
+
+FLOWS = st.builds(
+    lambda ranks, microbatches, chunks, defer: Flow(
+        ranks, microbatches, chunks if ranks > 1 else 1, None, defer
+    ),
+    st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.booleans(),
+)  # fmt: skip
+
+
+@given(FLOWS, st.data(), st.floats(0, 1))
+def test_a_timeline_holds_all_work_once_and_no_rank_does_two_things_at_once(flow, data, hop):
+    stages = flow.ranks * flow.chunks
+    forward, backward = (
+        data.draw(st.lists(SECONDS, min_size=stages, max_size=stages), name) for name in ("f", "b")
+    )
+    weight = [seconds / 2 for seconds in backward]
+    spans = timeline(flow, forward, backward, weight, hop)
+    assert max(span.end for span in spans) == simulate(flow, forward, backward, weight, hop)
+    places = [(span.rank, span.operation, span.chunk, span.microbatch) for span in spans]
+    kinds = 3 if flow.defer_weights else 2
+    assert len(places) == len(set(places)) == kinds * stages * flow.microbatches
+    for rank in range(flow.ranks):
+        mine = [span for span in spans if span.rank == rank]
+        assert all(before.end <= after.start for before, after in pairwise(mine))
+        work = sum(forward[rank :: flow.ranks]) + sum(backward[rank :: flow.ranks])
+        assert sum(span.end - span.start for span in mine) == pytest.approx(work * flow.microbatches)
+
+
+@given(FLOWS, st.floats(0, 1))
+def test_in_a_timeline_everything_comes_after_the_message_that_it_waits_for(flow, hop):
+    stages = flow.ranks * flow.chunks
+    ends = {}
+    for span in timeline(flow, [1.0] * stages, [2.0] * stages, [1.0] * stages, hop):
+        virtual = span.chunk * flow.ranks + span.rank
+        if span.operation is Operation.FORWARD and virtual:
+            assert span.start * (1 + 1e-9) >= ends[Operation.FORWARD, virtual - 1, span.microbatch] + hop
+        if span.operation is Operation.BACKWARD and virtual < stages - 1:
+            assert span.start * (1 + 1e-9) >= ends[Operation.BACKWARD, virtual + 1, span.microbatch] + hop
+        if span.operation is Operation.WEIGHT:
+            assert span.start >= ends[Operation.BACKWARD, virtual, span.microbatch]
+        ends[span.operation, virtual, span.microbatch] = span.end
+
+
+def test_two_ranks_and_two_microbatches_by_hand():
+    spans = timeline(Flow(2, 2), [1.0, 1.0], [2.0, 2.0], hop=0.5)
+    forth, back = Operation.FORWARD, Operation.BACKWARD
+    assert set(spans) == {
+        (0, forth, 0, 0, 0.0, 1.0), (0, forth, 0, 1, 1.0, 2.0), (0, back, 0, 0, 5.0, 7.0), (0, back, 0, 1, 8.0, 10.0),
+        (1, forth, 0, 0, 1.5, 2.5), (1, back, 0, 0, 2.5, 4.5), (1, forth, 0, 1, 4.5, 5.5), (1, back, 0, 1, 5.5, 7.5),
+    }  # fmt: skip
+
+
+def test_one_late_microbatch_delays_what_waits_for_it():
+    flow = Flow(2, 3)
+    seconds = {
+        operation: [[each] * 3 for _ in range(2)]
+        for operation, each in ((Operation.FORWARD, 1.0), (Operation.BACKWARD, 2.0))
+    }
+    before = max(span.end for span in drive(flow, seconds))
+    seconds[Operation.FORWARD][1][0] += 5.0
+    assert max(span.end for span in drive(flow, seconds)) == before + 5.0
