@@ -19,10 +19,12 @@ from machines import MACHINES
 
 from hpcdl.planner import memory
 from hpcdl.planner.case import Case
+from hpcdl.planner.choices import Space
+from hpcdl.planner.divisors import factorisations
 from hpcdl.planner.engines import find_engine
 from hpcdl.planner.estimate import step_tree
 from hpcdl.planner.fabric import Fabric
-from hpcdl.planner.space import FULL, Candidates, Floats, factorisations, search_space
+from hpcdl.planner.space import FULL, Candidates, Floats
 from hpcdl.sites.profile import default_profile
 from hpcdl.spec.job import Layout
 from hpcdl.spec.model import Model
@@ -132,10 +134,11 @@ def _ring(fabric: Fabric, count_bytes: Floats, axis: str) -> Floats:
 
 def found(case: Case) -> tuple[Grid, float]:
     """The grid that the planner finds for AxoNN, among all divisors, and its seconds a step."""
-    space = search_space(case.layout.ranks, case.model, case.training.global_batch, case.engine).candidates
-    grids = space.take((space.pipeline == 1) & (space.recomputed == FULL))
+    space = Space(case.layout.ranks, case.model, case.training.global_batch, case.engine).nodes
+    plain = (space.zero == 0) & ~space.sequence_parallel & (space.recomputed == FULL)
+    grids = space.take(plain & (space.pipeline == 1) & (space.context == 1))
     fitting = grids.take(memory.fits(case, grids))
-    seconds = step_tree(case, fitting).value
+    seconds = step_tree(case, fitting, drive=False).value
     best = int(np.argmin(seconds))
     return _grid(fitting, best), float(seconds[best])
 

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from rows import NotScoredError, Row, said
 
+from hpcdl.planner.choices import Space, judge
+from hpcdl.planner.divisors import divisors
 from hpcdl.planner.engines import find_engine
-from hpcdl.planner.space import Candidates, divisors, search_space
+from hpcdl.planner.space import FULL, Candidates
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.model import Model
 
@@ -66,13 +68,13 @@ def choices_of(row: Row, model: Model, engine: str, notes: list[str]) -> Candida
 
 def _grids(row: Row, model: Model, notes: list[str]) -> Candidates:
     """All tensor grids: AxoNN (SC'24) does not print the one that its cost model chose for a run."""
-    space = search_space(
-        said(row.gpus, "number of GPUs"), model, said(row.batch, "batch"), find_engine("axonn")
-    )
-    grids = space.candidates
-    grids = grids.take(
-        (grids.pipeline == 1) & grids.full_recompute & (grids.microbatch <= _LARGEST_MICROBATCH)
-    )
+    space = Space(said(row.gpus, "number of GPUs"), model, said(row.batch, "batch"), find_engine("axonn"))
+    grids = space.grids.take(space.grids.pipeline == 1).having(recomputed=FULL)
+    sizes = [
+        grids.having(microbatch=size) for size in divisors(space.global_batch) if size <= _LARGEST_MICROBATCH
+    ]
+    grids = Candidates.joined(sizes)
+    grids = grids.take(judge(grids, model, space.global_batch, space.engine)[0])
     notes.append(f"grid not printed: the best of {len(grids)}")
     return grids
 

@@ -73,7 +73,7 @@ def _stands_for_the_run(case: Case, choices: Candidates) -> int:
     fitting = np.flatnonzero(needed <= memory.budget(case))
     if not len(fitting):
         return int(np.argmin(needed))
-    return int(fitting[np.argmin(step_tree(case, choices.take(fitting)).value)])
+    return int(fitting[np.argmin(step_tree(case, choices.take(fitting), drive=False).value)])
 
 
 def _case(question: Question, profile: Profile) -> Case:

@@ -19,7 +19,8 @@ from rows import NotScoredError, Row, said
 from shapes import model_of
 
 from hpcdl.errors import UsageError
-from hpcdl.planner.space import Candidates, divisors
+from hpcdl.planner.divisors import divisors
+from hpcdl.planner.space import Candidates
 from hpcdl.spec.job import Layout, Overlap
 from hpcdl.spec.model import Model
 from hpcdl.spec.training import Training

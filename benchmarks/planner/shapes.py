@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rows import NotScoredError, Row, said
 
-from hpcdl.planner.space import divisors
+from hpcdl.planner.divisors import divisors
 from hpcdl.spec.model import Model
 
 _VOCABULARIES = (51200, 32000)

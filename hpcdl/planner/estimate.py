@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from hpcdl.planner import block, comm, compute, memory, offload, state
+from hpcdl.planner import block, comm, compute, memory, offload, state, steady
 from hpcdl.planner.block import Block
+from hpcdl.planner.bound import Bound, Costs, Split
 from hpcdl.planner.case import Case
 from hpcdl.planner.fabric import Fabric
 from hpcdl.planner.overlap import beside
-from hpcdl.planner.pipeline import Pipeline, simulate
-from hpcdl.planner.space import Candidates, Floats, Ints
-from hpcdl.spec.partition import stage_layers
+from hpcdl.planner.space import Bools, Candidates, Floats, Ints
 from hpcdl.stage import Flow
 
 FORMULAS = {
@@ -37,8 +37,8 @@ FORMULAS = {
     "overlapped compute": "m · what computing loses beside collectives: overlap price · their time there",
     "host copies": "m · layers · what copies over the host link take longer than the layer beside them",
     "gradient compression": "pruning: m · bytes of a gradient, its index and what is kept / memory rate",
-    "pipeline bubble": "sum of all stages' times for a microbatch, less the busiest stage's",
-    "pipeline messages": "2·(p-1)·(start + hop + tokens·h/y·bytes/bandwidth), or more if the trip paces",
+    "pipeline bubble": "what the schedule, on a clock, takes beyond the busiest stage and messages",
+    "pipeline messages": "(start + hop + tokens·h/y·bytes/bandwidth) · messages the busiest rank waits for",
     "shared cores": "waiting for a core: the work of all ranks / cores, less the time already counted",
     "gradient reduction": "over data: what the last backward leaves, its last chunk at least, and price",
     "parameter gather": "ZeRO-1 and 2: parameters of a rank gathered over data after the update",
@@ -93,134 +93,171 @@ def memory_tree(terms: dict[str, Floats]) -> Term:
     return Term.total("device", reserved, leaves[-1])
 
 
-def step_tree(case: Case, c: Candidates) -> Term:
-    """Seconds of one optimizer step."""
-    fabric = Fabric(case, c)
-    stage = _busiest_stage(case, fabric)
+def step_tree(case: Case, c: Candidates, *, drive: Bools | bool = True) -> Term:
+    """Seconds of one optimizer step.
+
+    Args:
+        case: what is trained, and where.
+        c: what is estimated.
+        drive: whose pipelines are driven on a clock; of others it is the least that they take.
+    """
+    stage = _Stage(case, Fabric(case, c))
     within = Term.total("busiest stage", *stage.terms)
+    seconds = stage.on_the_clock(np.broadcast_to(drive, (len(c),)))
+    messages = stage.bound.seconds - replace(stage.bound, hop=0 * stage.hop).seconds
     return Term.total(
         "step",
         within,
-        Term("pipeline bubble", stage.free_seconds - within.value),
-        Term("pipeline messages", stage.seconds - stage.free_seconds),
-        Term("shared cores", _waiting(case, stage)),
-        *_after_backward(case, fabric, stage.free),
+        Term("pipeline bubble", seconds - messages - within.value),
+        Term("pipeline messages", messages),
+        Term("shared cores", stage.waiting(seconds)),
+        *stage.after_backward,
     )
+
+
+def step_seconds(case: Case, c: Candidates) -> Floats:
+    """The same without its parts; all pipelines are driven."""
+    stage = _Stage(case, Fabric(case, c))
+    return stage.step(stage.on_the_clock(np.ones(len(c), dtype=np.bool_)))
+
+
+def least_step(case: Case, c: Candidates) -> Floats:
+    """Seconds that a step takes at least, in closed form."""
+    stage = _Stage(case, Fabric(case, c))
+    return stage.step(stage.bound.seconds)
+
+
+def least_over_schedules(case: Case, c: Candidates) -> Floats:
+    """Seconds that a step takes at least, whatever chunks and deferral that leave each end its layers."""
+    stage = _Stage(case, Fabric(case, c))
+    return stage.step(stage.bound.over_schedules)
 
 
 class Undisturbed(NamedTuple):
     """What a pipeline is simulated from: seconds of a microbatch on each virtual stage, and of the rest."""
 
     flow: Flow
-    forward: list[float]
-    backward: list[float]  # all of it, recomputation included
-    weight: list[float]  # what of it is for gradients of weights
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]  # all of it, recomputation included
+    weight: tuple[float, ...]  # what of it is for gradients of weights
     hop: float
     after: float  # what of a step follows the last backward
 
 
 def undisturbed(case: Case, c: Candidates) -> Undisturbed:
     """That of the first of ``c``."""
-    fabric = Fabric(case, c)
-    flow, blocks = c.flow(0, case.training.global_batch), _Blocks.of(case, fabric).at(0)
-    forward, backward, weight = (
-        _by_stage(case, flow, blocks, part) for part in ("forward", "backward", "weight")
-    )
-    after = _after_backward(case, fabric, _busiest_stage(case, fabric).free)
-    rest = sum(float(term.value[0]) for term in after)
-    return Undisturbed(flow, forward, backward, weight, float(comm.hop(fabric)[0]), rest)
-
-
-def _waiting(case: Case, stage: _Stage) -> Floats:
-    """What ranks that share cores take beyond ranks that have their own."""
-    if case.crowding == 1:
-        return 0 * stage.seconds
-    return np.maximum(0, stage.pipeline.crowded_seconds(case.crowding) - stage.seconds)
+    stage = _Stage(case, Fabric(case, c))
+    after = sum(float(term.value[0]) for term in stage.after_backward)
+    flow = c.flow(0, case.training.global_batch)
+    return Undisturbed(flow, *stage.bound.by_stage(0), float(stage.hop[0]), after)
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """The stage that paces the pipeline: its terms of a whole step, and what one backward can hide."""
+    """The stage that paces the pipeline: the last with head and loss, or the first with the embedding."""
 
-    terms: tuple[Term, ...]
-    free: Floats  # computing of a backward beside which nothing runs
-    pipeline: Pipeline
-    seconds: Floats  # of the whole pipeline
-    free_seconds: Floats  # the same if messages took no time
+    case: Case
+    fabric: Fabric
 
+    @property
+    def candidates(self) -> Candidates:
+        """What is estimated."""
+        return self.fabric.candidates
 
-def _busiest_stage(case: Case, fabric: Fabric) -> _Stage:
-    """The last stage with head and loss, or the first with the embedding, whichever takes longer."""
-    c = fabric.candidates
-    m = c.microbatches(case.training.global_batch)
-    first_layers, last_layers = state.layers_of_stages(case, c)
-    blocks = _Blocks.of(case, fabric)
-    begin, layer, end = blocks
-    first = first_layers * layer.seconds + begin.seconds + (c.pipeline == 1) * end.seconds
-    last = last_layers * layer.seconds + end.seconds + (c.pipeline == 1) * begin.seconds
-    at_last = (last >= first) | (c.pipeline == 1)
-    at_first = (first > last) | (c.pipeline == 1)
-    layers = np.where(at_last, last_layers, first_layers)
-    terms = tuple(
-        Term(
-            name, m * (layers * layer.parts[name] + at_first * begin.parts[name] + at_last * end.parts[name])
+    @cached_property
+    def blocks(self) -> tuple[Block, Block, Block]:
+        """What comes before the layers, a layer, and what comes after them."""
+        embedding, layer, head = (
+            make(self.case, self.candidates, self.fabric)
+            for make in (block.of_embedding, block.of_layer, block.of_head)
         )
-        for name in block.PARTS
-    )
-    total = case.model.layers * layer.seconds + begin.seconds + end.seconds
-    hop = comm.hop(fabric)
-    in_flight = c.in_flight(case.training.global_batch)
-    pipeline = Pipeline(c.pipeline, m, in_flight, np.maximum(first, last), total, hop)
-    seconds, free = pipeline.seconds, replace(pipeline, hop=0 * hop).seconds
-    # More stages than layers are refused, but still shown with an estimate.
-    clocked = ~c.plain_pipeline & (c.pipeline * c.interleave <= case.model.layers)
-    if clocked.any():
-        places = np.flatnonzero(clocked)
-        seconds[places], free[places] = (
-            _on_the_clock(case, c, blocks, each, places) for each in (hop, 0 * hop)
+        return embedding, layer, head
+
+    @cached_property
+    def microbatches(self) -> Ints:
+        """Of one step."""
+        return self.candidates.microbatches(self.case.training.global_batch)
+
+    @cached_property
+    def hop(self) -> Floats:
+        """Seconds that a message is under way."""
+        return comm.hop(self.fabric)
+
+    @cached_property
+    def at_last(self) -> Bools:
+        """Whether it is the last stage."""
+        begin, layer, end = self.blocks
+        first, last = state.layers_of_stages(self.case, self.candidates)
+        verdict: Bools = last * layer.seconds + end.seconds >= first * layer.seconds + begin.seconds
+        verdict |= self.candidates.pipeline == 1
+        return verdict
+
+    @cached_property
+    def layers(self) -> Ints:
+        """Layers on it."""
+        first, last = state.layers_of_stages(self.case, self.candidates)
+        return np.where(self.at_last, last, first)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """What it does in a step."""
+        begin, layer, end = self.blocks
+        begins = ~self.at_last | (self.candidates.pipeline == 1)
+        return tuple(
+            Term(
+                name,
+                self.microbatches
+                * (
+                    self.layers * layer.parts[name]
+                    + begins * begin.parts[name]
+                    + self.at_last * end.parts[name]
+                ),
+            )
+            for name in block.PARTS
         )
-    return _Stage(terms, layers * layer.free, pipeline, seconds, free)
 
+    @cached_property
+    def bound(self) -> Bound:
+        """The least that the pipelines take."""
+        forward, backward, weight = (
+            Costs(*(getattr(one, part) for one in self.blocks)) for part in ("forward", "backward", "weight")
+        )
+        return Bound(
+            split=Split.of(self.case.model, self.candidates),
+            microbatches=self.microbatches,
+            in_flight=self.candidates.in_flight(self.case.training.global_batch),
+            deferred=self.candidates.defer_weights.astype(np.int64),
+            forward=forward,
+            backward=backward,
+            weight=weight,
+            hop=self.hop,
+        )
 
-class _Blocks(NamedTuple):
-    """What a pipeline is made of."""
+    @cached_property
+    def after_backward(self) -> list[Term]:
+        """What follows the pipeline."""
+        _, layer, _ = self.blocks
+        return _after_backward(self.case, self.fabric, self.layers * layer.free)
 
-    begin: Block
-    layer: Block
-    end: Block
+    def on_the_clock(self, drive: Bools) -> Floats:
+        """Seconds of the pipelines by the engine's own machine where ``drive`` is; of others the least."""
+        c, found = self.candidates, self.bound.seconds
+        # More stages than layers are refused, but still shown with an estimate.
+        real = drive & (c.pipeline > 1) & (c.pipeline * c.interleave <= self.case.model.layers)
+        for place in map(int, np.flatnonzero(real)):
+            flow = c.flow(place, self.case.training.global_batch)
+            found[place] = steady.seconds(flow, *self.bound.by_stage(place), float(self.hop[place]))
+        return found
 
-    @classmethod
-    def of(cls, case: Case, fabric: Fabric) -> _Blocks:
-        """Those of all candidates."""
-        c = fabric.candidates
-        return cls(*(make(case, c, fabric) for make in (block.of_embedding, block.of_layer, block.of_head)))
+    def waiting(self, seconds: Floats) -> Floats:
+        """What ranks that share cores take beyond ranks that have their own, which take ``seconds``."""
+        if self.case.crowding == 1:
+            return 0 * seconds
+        return np.maximum(0, self.bound.crowded_seconds(self.case.crowding) - seconds)
 
-    def at(self, position: int) -> _Blocks:
-        """Those of one candidate."""
-        return _Blocks(*(one.at(position) for one in self))
-
-
-def _on_the_clock(case: Case, c: Candidates, blocks: _Blocks, hop: Floats, places: Ints) -> Floats:
-    """Seconds of some candidates' pipelines, by the engine's own machine: no closed form is exact here."""
-    batch = case.training.global_batch
-    return np.array([_simulated(case, c.flow(i, batch), blocks.at(i), float(hop[i])) for i in places])
-
-
-def _simulated(case: Case, flow: Flow, blocks: _Blocks, hop: float) -> float:
-    forward, backward, weight = (
-        _by_stage(case, flow, blocks, part) for part in ("forward", "backward", "weight")
-    )
-    return simulate(flow, forward, backward, weight, hop)
-
-
-def _by_stage(case: Case, flow: Flow, blocks: _Blocks, part: str) -> list[float]:
-    """Seconds a microbatch of ``part`` on each virtual stage, for blocks of one candidate."""
-    begin, layer, end = (float(getattr(one, part)) for one in blocks)
-    stages = flow.ranks * flow.chunks
-    seconds = [layer * len(stage_layers(case.model, stages, stage)) for stage in range(stages)]
-    seconds[0] += begin
-    seconds[-1] += end
-    return seconds
+    def step(self, seconds: Floats) -> Floats:
+        """A whole step whose pipelines take ``seconds``."""
+        return seconds + self.waiting(seconds) + sum(term.value for term in self.after_backward)
 
 
 def _after_backward(case: Case, fabric: Fabric, free: Floats) -> list[Term]:

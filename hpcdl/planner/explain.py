@@ -32,7 +32,7 @@ def explain(plan: Plan, rank: int = 1) -> list[str]:
     if plan.rivals:
         lines += ["", "the best against the fastest that differs in", *_rivals(plan)]
     if plan.refused:
-        lines += ["", f"{plan.feasible} of {plan.evaluated} can run; refused", *_refusals(plan)]
+        lines += ["", _counts(plan), *_refusals(plan)]
     return [*lines, "", *candidate.notes]
 
 
@@ -91,8 +91,7 @@ def _compared(plan: Plan, other: Candidate) -> str:
 
 
 def _rivals(plan: Plan) -> Iterator[str]:
-    for choice, rival in plan.rivals.items():
-        name = "recompute" if choice == "full_recompute" else choice
+    for name, rival in plan.rivals.items():
         d = rival.decomposition
         own = f", {name} {getattr(d, name)}" if name not in AXES else ""
         slower = rival.step_seconds / plan.best.step_seconds - 1
@@ -108,6 +107,11 @@ def _difference(best: Candidate, rival: Candidate) -> str:
     return ", ".join(
         f"{name} {'+' if change > 0 else '-'}{format_seconds(abs(change))}" for name, change in shown
     )
+
+
+def _counts(plan: Plan) -> str:
+    slower = f"; {plan.slower} more are slower, whether they fit or not" if plan.slower else ""
+    return f"{plan.feasible} of {plan.evaluated} can run{slower}; refused"
 
 
 def _refusals(plan: Plan) -> Iterator[str]:

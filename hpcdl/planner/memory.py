@@ -77,6 +77,17 @@ def fits(case: Case, c: Candidates) -> Bools:
     return verdict
 
 
+def may_fit(case: Case, c: Candidates) -> Bools:
+    """Whether the device might hold some schedule of these, whatever lies between checkpoints.
+
+    It does not if it holds them not even with one microbatch in flight and checkpoints on the host.
+    """
+    leanest = c.having(asked_in_flight=1, defer_weights=False, recompute_every=1)
+    leanest = leanest.having(offload_activations=c.full_recompute)
+    verdict: Bools = total(device_memory(case, leanest)) <= budget(case)
+    return verdict
+
+
 def total(memory: Mapping[str, Floats]) -> Floats:
     """Bytes of all terms together."""
     together: Floats = np.sum(list(memory.values()), axis=0)

@@ -15,8 +15,10 @@ gradients go to the device and back, which nothing hides.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpcdl.planner import comm, compute, memory, state
 from hpcdl.planner.case import Case
@@ -107,6 +109,10 @@ class Judged:
         """Judge them."""
         return cls(candidates, memory.need(case, candidates))
 
+    def take(self, index: NDArray[Any]) -> Judged:
+        """Those at ``index`` (positions, or a mask)."""
+        return Judged(self.candidates.take(index), self.need[index])
+
     @classmethod
     def joined(cls, *parts: Judged) -> Judged:
         """One list of several."""
@@ -114,32 +120,65 @@ class Judged:
         return cls(candidates, np.concatenate([part.need for part in parts]))
 
 
-def variants(case: Case, plain: Candidates) -> Judged:
-    """``plain`` and, where it can matter, the same with something offloaded.
+def offload_levels(case: Case) -> tuple[int, ...]:
+    """What there is to choose from: nothing is gained where device and host are one memory."""
+    return (0,) if case.one_memory else (0, state.OPTIMIZER, state.PARAMETERS)
+
+
+def variants(
+    case: Case, plain: Candidates, levels: tuple[int, ...] | None = None, *, activations: bool = False
+) -> Judged:
+    """``plain`` and, where it can matter, the same with something offloaded, or with fewer checkpoints.
 
     Nothing faster is left out. The optimizer's state is offloaded where a candidate does not fit otherwise,
     or where sending gradients in the model's type may save more than the update takes longer. Parameters are
-    offloaded only where that is not enough: it costs more of everything but device memory. Activations are
-    kept on the host if nothing fits without.
+    offloaded only where that is not enough: it costs more of everything but device memory.
+
+    Args:
+        case: what is trained, and where.
+        plain: candidates without offload.
+        levels: what there is to choose from, ascending; by default all that can gain something.
+        activations: whether all of them keep activations on the host.
     """
-    if case.one_memory:
-        return Judged.of(case, plain)
-    found = _levels(case, plain, activations=False)
-    if found.fitting.any():
-        return found
-    return Judged.joined(found, _levels(case, plain.take(plain.full_recompute), activations=True))
+    first, *more = levels or offload_levels(case)
+    found = [_thinned(case, Judged.of(case, plain.offloading(first, activations=activations)))]
+    for level in more:
+        last = found[-1]
+        faster = may_be_faster(case, last.candidates, level)
+        lacking = last.candidates.take(~last.fitting | faster).having(offloaded=level, recompute_every=1)
+        found.append(_thinned(case, Judged.of(case, lacking)))
+    return Judged.joined(*found)
 
 
-def _levels(case: Case, plain: Candidates, *, activations: bool) -> Judged:
-    nothing = Judged.of(case, plain.offloading(0, activations=activations))
-    wanted = ~nothing.fitting
-    wanted[~wanted] = _may_pay(case, nothing.candidates.take(~wanted))
-    lean = nothing.candidates.take(wanted).offloading(state.OPTIMIZER, activations=activations)
-    optimizer = Judged.of(case, lean)
-    # Parameters are updated on the host; where state is not allowed to be, that might be faster.
-    wanted = ~optimizer.fitting | (case.training.offload_step == "device")
-    parameters = lean.take(wanted).offloading(state.PARAMETERS, activations=activations)
-    return Judged.joined(nothing, optimizer, Judged.of(case, parameters))
+def may_be_faster(case: Case, c: Candidates, level: int) -> Bools:
+    """Where offloading ``level`` may be faster than one level less.
+
+    Parameters are updated on the host, which costs at least what the host's update of offloaded state costs;
+    where state must be updated on the device, that might be faster.
+    """
+    if level == state.OPTIMIZER:
+        return _may_pay(case, c)
+    return np.full(len(c), case.training.offload_step == "device")
+
+
+def _thinned(case: Case, judged: Judged) -> Judged:
+    """The same, where full recomputation does not fit with the fewest layers between checkpoints that do.
+
+    That costs no time: every layer is computed again once, however many checkpoints there are.
+    """
+    c, need = judged.candidates, judged.need.copy()
+    # Two checkpoints and one layer are the least that any spacing keeps.
+    lacking = np.flatnonzero((need > 1) & c.full_recompute & ~c.offload_activations)
+    lacking = lacking[memory.may_fit(case, c.take(lacking))]
+    every = c.recompute_every.copy()
+    layers = np.maximum(*state.layers_of_stages(case, c.take(lacking)))
+    for apart in range(2, int(layers.max(initial=1)) + 1):
+        tried = lacking[(need[lacking] > 1) & (layers % apart == 0)]
+        if len(tried):
+            thinner = Judged.of(case, c.take(tried).having(recompute_every=apart))
+            fits = tried[thinner.fitting]
+            every[fits], need[fits] = apart, thinner.need[thinner.fitting]
+    return Judged(c.having(recompute_every=every), need)
 
 
 def _may_pay(case: Case, c: Candidates) -> Bools:

@@ -1,17 +1,9 @@
-"""How long a pipeline takes: the engine's own state machine driven by a clock, and a closed form of it.
+"""How long a pipeline takes: the engine's own state machine driven by a clock.
 
 Every rank takes what has arrived, gradients and activations in turn; a message takes ``hop`` seconds and the
-sender does not wait for it (Singh and Bhatele, IPDPS 2022). With T_i the time of one microbatch on stage i,
-m microbatches and p stages, of which at most q microbatches are in flight (a quarter more than p), the
-busiest stage paces the pipeline, or else a microbatch's round trip:
-
-    trip = Σ T_i + 2(p-1)·hop
-    time ≈ trip + (m-1)·max_i T_i + max(0, m-q)·max(0, trip/q - max_i T_i)
-
-With equal stages and free messages this is the (m-1+p)·T of 1F1B. The state machine takes just that where a
-backward takes one, two or three forwards, and up to a twelfth more at other ratios (up to twelve stages, in
-tests/planner/test_planner_pipeline.py). The closed form knows neither interleaving nor deferral; ``simulate``
-does.
+sender does not wait for it (Singh and Bhatele, IPDPS 2022). With equal stages and free messages that is the
+(m-1+p)·T of 1F1B where a backward takes one, two or three forwards, and up to a twelfth more at other ratios
+(up to twelve stages, in tests/planner/test_planner_pipeline.py). ``planner.bound`` has the least it can take.
 """
 
 from __future__ import annotations
@@ -22,44 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
-import numpy as np
-
-from hpcdl.planner.space import Floats, Ints
 from hpcdl.stage import Action, Flow, Kind, Message, Operation, Stage
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Seconds a microbatch, for every candidate: the busiest stage, the sum over stages, one message."""
-
-    stages: Ints
-    microbatches: Ints
-    in_flight: Ints
-    busiest: Floats
-    total: Floats
-    hop: Floats
-
-    @property
-    def seconds(self) -> Floats:
-        """The closed form."""
-        trip = self.total + 2 * (self.stages - 1) * self.hop
-        pause = np.maximum(0, trip / self.in_flight - self.busiest)
-        waits = np.maximum(0, self.microbatches - self.in_flight)  # injections that wait for a gradient
-        seconds: Floats = trip + (self.microbatches - 1) * self.busiest + waits * pause
-        return seconds
-
-    def crowded_seconds(self, crowding: float) -> Floats:
-        """The least a pipeline takes when ``crowding`` ranks want each core: its work over its cores.
-
-        A waiting rank lends its core, so bubbles cost nothing, except at both ends, where fewer stages have
-        work than the pipeline has cores: of c cores 1, 2, … c-1 are busy for a microbatch each, which loses
-        (c-1)/2 microbatches. Messages count as work: cores copy them.
-        """
-        cores = self.stages / crowding
-        work = self.microbatches * (self.total + 2 * (self.stages - 1) * self.hop)
-        seconds: Floats = work / cores + np.maximum(0, cores - 1) / 2 * self.total / self.stages
-        return seconds
-
 
 Hop = float | Callable[[], float]
 

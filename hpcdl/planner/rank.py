@@ -11,12 +11,18 @@ import numpy as np
 from hpcdl.planner import memory, state
 from hpcdl.planner.case import Case
 from hpcdl.planner.estimate import Term, memory_tree, step_tree
-from hpcdl.planner.space import Candidates, Floats, Ints
+from hpcdl.planner.space import Bools, Candidates, Floats, Ints
 from hpcdl.spec.decomposition import AXES, Decomposition
 from hpcdl.units import GIB, TERA
 
-CHOICES = (*AXES, "microbatch", "full_recompute", "offload", "offload_activations")
-"""What a rival can differ in."""
+CHOICES = {
+    **{axis: axis for axis in AXES},
+    "context": "context", "expert": "expert", "microbatch": "microbatch", "interleave": "interleave",
+    "defer_weights": "defer_weights", "recompute": "recomputed", "recompute_every": "recompute_every",
+    "zero": "zero", "sequence_parallel": "sequence_parallel", "order": "ordered", "offload": "offloaded",
+    "offload_activations": "offload_activations",
+}  # fmt: skip
+"""What a rival can differ in, with the column that holds it."""
 
 _DIGITS = 9  # steps that agree to so many digits are the same; the rest is rounding
 
@@ -24,22 +30,27 @@ _DIGITS = 9  # steps that agree to so many digits are the same; the rest is roun
 def order(candidates: Candidates, step_seconds: Floats) -> Ints:
     """Positions from the fastest on.
 
-    Of equal ones the simpler comes first: fewer axes in use, nothing offloaded, no recomputation, then
-    smaller degrees in the order y, x, z, pipeline, data, and the larger microbatch.
+    Of equal ones the simpler comes first: fewer axes in use, nothing offloaded, nothing recomputed, whole
+    stages and backwards, nothing sharded; then smaller degrees in the order y, x, z, pipeline, data, and the
+    larger microbatch.
     """
     c = candidates
     scale = 10.0 ** (_DIGITS - np.ceil(np.log10(step_seconds)))
     rounded = np.round(step_seconds * scale) / scale
-    axes_used = sum((getattr(c, axis) > 1).astype(int) for axis in AXES)
+    axes_used = sum((getattr(c, axis) > 1).astype(int) for axis in (*AXES, "context", "expert"))
     offloads = c.offloaded + c.offload_activations
-    keys = (-c.microbatch, c.data, c.pipeline, c.z, c.x, c.y, c.full_recompute, offloads, axes_used, rounded)
+    schedule = c.interleave + c.defer_weights
+    keys = (
+        -c.microbatch, c.data, c.pipeline, c.z, c.x, c.y, c.ordered, c.sequence_parallel, c.zero,
+        c.recompute_every, schedule, c.recomputed, offloads, axes_used, rounded,
+    )  # fmt: skip
     return np.lexsort(keys)  # the last key decides first
 
 
 def rivals(candidates: Candidates, ordered: Ints) -> Iterator[tuple[str, int]]:
     """For each choice the place in ``ordered`` of the fastest that differs in it from the winner."""
-    for choice in CHOICES:
-        values = getattr(candidates, choice)[ordered]
+    for choice, column in CHOICES.items():
+        values = getattr(candidates, column)[ordered]
         differs = values != values[0]
         if differs.any():
             yield choice, int(np.argmax(differs))
@@ -84,11 +95,15 @@ class Pool:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def pick(self, ordered: Ints, places: Sequence[int]) -> tuple[Candidate, ...]:
-        """Those at ``places`` of ``ordered``, with their estimates; the first place is rank 1."""
-        chosen = Pool(self.case, self.candidates.take(ordered[np.array(places, dtype=np.int64)]))
+    def pick(self, ordered: Ints, places: Sequence[int], drive: Bools | None = None) -> tuple[Candidate, ...]:
+        """Those at ``places`` of ``ordered``, with their estimates; the first place is rank 1.
+
+        ``drive`` is whose pipelines are driven on a clock, of all candidates; by default all that are picked.
+        """
+        positions = ordered[np.array(places, dtype=np.int64)]
+        chosen = Pool(self.case, self.candidates.take(positions))
         estimates = _Estimates(
-            step_tree(self.case, chosen.candidates),
+            step_tree(self.case, chosen.candidates, drive=drive is None or drive[positions]),
             memory_tree(memory.device_memory(self.case, chosen.candidates)),
             memory.host_memory(self.case, chosen.candidates),
         )

@@ -1,18 +1,15 @@
-"""Every way to spread a model over a number of devices, as arrays that are judged together."""
+"""Many ways to spread a model over a number of devices, as arrays that are judged together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdl.planner.engines import HPCDL, Engine
-from hpcdl.spec.decomposition import AXES, RULES, Decomposition, Offload, Order, Recompute
-from hpcdl.spec.model import Model
+from hpcdl.spec.decomposition import Decomposition, Offload, Order, Recompute
 from hpcdl.stage import Flow
 
 Ints = NDArray[np.int64]
@@ -178,6 +175,10 @@ class Candidates:
         in_flight = int(self.asked_in_flight[position]) or None
         return Decomposition.model_validate({**counts, **flags, **words, "in_flight": in_flight})
 
+    def also(self, where: NDArray[Any], **columns: int | bool) -> Candidates:
+        """All of these, and once more those at ``where`` with other values in some columns."""
+        return Candidates.joined([self, self.take(where).having(**columns)])
+
     @classmethod
     def joined(cls, parts: Sequence[Candidates]) -> Candidates:
         """One list of several."""
@@ -204,108 +205,3 @@ class Candidates:
         """Those that differ in ``degrees`` and are otherwise as a decomposition is by default."""
         count = len(next(iter(degrees.values())))
         return cls.of(_PLAIN).take(np.zeros(count, dtype=np.int64)).having(**degrees)
-
-
-@dataclass(frozen=True)
-class Space:
-    """What was looked at: the candidates that keep every rule, and how many broke which."""
-
-    candidates: Candidates
-    refused: dict[str, int]
-
-    @property
-    def evaluated(self) -> int:
-        """All that were judged; each refused one counts once, under the first rule that it breaks."""
-        return len(self.candidates) + sum(self.refused.values())
-
-
-def search_space(gpus: int, model: Model, global_batch: int, engine: Engine = HPCDL) -> Space:
-    """All products of five degrees that make ``gpus``, with every microbatch that divides, both recomputes.
-
-    Nothing is offloaded: ``planner.offload`` adds that where it can matter.
-    Degrees are any divisors, not powers of two only. A grid that breaks a rule whatever the microbatch is
-    counted once and not multiplied out.
-    """
-    grids = _grids(gpus)
-    kept, refused = _judge(grids, model, global_batch, engine)
-    return Space(_with_microbatches(grids.take(kept), global_batch), refused)
-
-
-def smallest(gpus: int, model: Model, global_batch: int, engine: Engine = HPCDL) -> Candidates:
-    """Of every grid that keeps the rules, the two forms that need least memory: one sequence at a time."""
-    grids = _grids(gpus)
-    kept, _ = _judge(grids, model, global_batch, engine)
-    return _both_recomputes(grids.take(kept))
-
-
-def lawful(candidates: Candidates, model: Model, global_batch: int, engine: Engine = HPCDL) -> Bools:
-    """Those that keep every rule."""
-    return _judge(candidates, model, global_batch, engine)[0]
-
-
-def factorisations(number: int, parts: int) -> Ints:
-    """All ordered products of ``parts`` positive integers that make ``number``, shape (count, parts)."""
-    result = np.ones((1, parts), dtype=np.int64)
-    for prime, exponent in _prime_factors(number):
-        powers = prime ** _compositions(exponent, parts)
-        result = (result[:, None, :] * powers[None, :, :]).reshape(-1, parts)
-    return result
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
-    return sorted(int(row[0]) for row in factorisations(number, 2))
-
-
-def _grids(gpus: int) -> Candidates:
-    return Candidates.grids(**dict(zip(AXES, factorisations(gpus, len(AXES)).T, strict=True)))
-
-
-def _judge(
-    grids: Candidates, model: Model, global_batch: int, engine: Engine
-) -> tuple[Bools, dict[str, int]]:
-    alive = np.ones(len(grids), dtype=np.bool_)
-    refused: dict[str, int] = {}
-    for rule in (*RULES, *engine.rules):
-        broken = alive & ~np.broadcast_to(rule.holds(grids, model, global_batch), alive.shape)
-        if broken.any():
-            refused[rule.name] = int(broken.sum())
-        alive &= ~broken
-    return alive, refused
-
-
-def _with_microbatches(grids: Candidates, global_batch: int) -> Candidates:
-    share = global_batch // grids.batch_shards
-    choices = {int(value): divisors(int(value)) for value in np.unique(share)}
-    counts = np.array([len(choices[int(value)]) for value in share], dtype=np.int64)
-    repeated = grids.take(np.repeat(np.arange(len(grids)), counts))
-    if len(repeated):
-        repeated = repeated.having(microbatch=np.concatenate([choices[int(value)] for value in share]))
-    return _both_recomputes(repeated)
-
-
-def _both_recomputes(candidates: Candidates) -> Candidates:
-    count = len(candidates)
-    both = candidates.take(np.tile(np.arange(count), 2))
-    return both.having(recomputed=np.repeat([RECOMPUTES.index("none"), FULL], count))
-
-
-def _prime_factors(number: int) -> Iterator[tuple[int, int]]:
-    prime = 2
-    while number > 1:
-        if prime * prime > number:
-            prime = number
-        exponent = 0
-        while number % prime == 0:
-            number //= prime
-            exponent += 1
-        if exponent:
-            yield prime, exponent
-        prime += 1
-
-
-def _compositions(total: int, parts: int) -> Ints:
-    """All ways to write ``total`` as an ordered sum of ``parts`` terms >= 0: stars and bars."""
-    bars = np.array(list(combinations(range(total + parts - 1), parts - 1)), dtype=np.int64)
-    edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=(-1, total + parts - 1))
-    return np.diff(edges, axis=1) - 1

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -66,15 +67,16 @@ def layers_of_stages(case: Case, c: Candidates) -> tuple[Ints, Ints]:
     """Layers of the first rank of a pipeline, and of the last, over all their virtual stages."""
     chunks = int(c.interleave.max(initial=1)) + 1
     pipelines, where = np.unique(c.pipeline * chunks + c.interleave, return_inverse=True)
-    ends = [_layers_of_ends(case, *divmod(int(pipeline), chunks)) for pipeline in pipelines]
+    ends = [_layers_of_ends(case.model, *divmod(int(pipeline), chunks)) for pipeline in pipelines]
     first, last = np.array(ends, dtype=np.int64).reshape(-1, 2)[where].T
     return first, last
 
 
-def _layers_of_ends(case: Case, ranks: int, chunks: int) -> tuple[int, int]:
-    stages = min(ranks * chunks, case.model.layers)  # more are refused, but still shown with an estimate
+@lru_cache(maxsize=4096)
+def _layers_of_ends(model: Model, ranks: int, chunks: int) -> tuple[int, int]:
+    stages = min(ranks * chunks, model.layers)  # more are refused, but still shown with an estimate
     first, last = (
-        sum(len(stage_layers(case.model, stages, stage)) for stage in range(rank, stages, ranks))
+        sum(len(stage_layers(model, stages, stage)) for stage in range(rank, stages, ranks))
         for rank in (0, ranks - 1)
     )
     return first, last

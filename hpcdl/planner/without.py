@@ -10,16 +10,13 @@ import numpy as np
 
 from hpcdl.planner import memory
 from hpcdl.planner.case import Case
-from hpcdl.planner.estimate import step_tree
-from hpcdl.planner.rank import Candidate, Pool, order
-from hpcdl.planner.space import Bools, Candidates
+from hpcdl.planner.choices import judge
+from hpcdl.planner.divisors import factorisations
+from hpcdl.planner.estimate import least_step
+from hpcdl.planner.rank import Candidate, Pool
+from hpcdl.planner.search import Search
+from hpcdl.planner.space import OFFLOADS, Candidates, Floats, Ints
 from hpcdl.spec.decomposition import Decomposition
-
-_SAME = ("x", "y", "z", "microbatch", "full_recompute")
-_UNSEARCHED = (
-    "context", "expert", "interleave", "recomputed", "recompute_every", "zero", "sequence_parallel",
-    "defer_weights", "ordered",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,25 +38,17 @@ class Without:
         }
 
 
-def savings(case: Case, chosen: Decomposition, rivals: Candidates) -> dict[str, Without]:
+def savings(case: Case, chosen: Decomposition, *, alike_only: bool = False) -> dict[str, Without]:
     """By "offload" and "pruning", as far as ``chosen`` uses them, what is left without.
 
     Args:
         case: what is trained, and where.
         chosen: what is to run.
-        rivals: what else there is; what they offload does not matter.
+        alike_only: whether what differs from it in more than data and pipeline is no choice.
     """
-    return {name: _without(other, plain, rivals) for name, other, plain in _plainer(case, chosen)}
-
-
-def related(chosen: Decomposition, candidates: Candidates) -> Candidates:
-    """Those with the tensor axes, microbatch and recomputation of ``chosen``, and what is not searched.
-
-    As many microbatches are in flight as keep each pipeline busy.
-    """
-    one = Candidates.of(chosen)
-    unsearched = {name: getattr(one, name) for name in _UNSEARCHED}
-    return candidates.take(_alike(one, candidates)).having(**unsearched)
+    return {
+        name: _without(other, plain, alike_only=alike_only) for name, other, plain in _plainer(case, chosen)
+    }
 
 
 def _plainer(case: Case, chosen: Decomposition) -> Iterator[tuple[str, Case, Decomposition]]:
@@ -71,34 +60,37 @@ def _plainer(case: Case, chosen: Decomposition) -> Iterator[tuple[str, Case, Dec
         yield "pruning", replace(case, training=dense), chosen
 
 
-def _without(case: Case, chosen: Decomposition, rivals: Candidates) -> Without:
+def _without(case: Case, chosen: Decomposition, *, alike_only: bool) -> Without:
     one = Candidates.of(chosen)
-    level, activations = int(one.offloaded[0]), chosen.offload_activations
-    if activations:
-        rivals = rivals.take(rivals.full_recompute)
-    others = rivals.offloading(level, activations=activations)
-    others = others.take(memory.fits(case, others))
+    alike = _alike(case, chosen)
+    alike = alike.take(memory.fits(case, alike))
     return Without(
         same=Pool(case, one).pick(np.array([0]), [0])[0],
         fits=bool(memory.fits(case, one)[0]),
-        shallowest=_shallowest(case, others.take(_alike(one, others))),
-        fastest=_fastest(case, others),
+        shallowest=_first(case, alike, alike.pipeline),
+        fastest=_first(case, alike, least_step(case, alike)) if alike_only else _fastest(case, chosen),
     )
 
 
-def _alike(one: Candidates, others: Candidates) -> Bools:
-    equal = [getattr(others, name) == getattr(one, name)[0] for name in _SAME]
-    verdict: Bools = np.all(equal, axis=0)
-    return verdict
+def _alike(case: Case, chosen: Decomposition) -> Candidates:
+    """What differs from it in data and pipeline alone, and keeps the rules.
+
+    As many microbatches are in flight as keep each pipeline busy.
+    """
+    data, pipeline = factorisations(chosen.data * chosen.pipeline, 2).T
+    same = Candidates.of(chosen).take(np.zeros(len(data), dtype=np.int64))
+    same = same.having(data=data, pipeline=pipeline, asked_in_flight=0)
+    return same.take(judge(same, case.model, case.training.global_batch, case.engine)[0])
 
 
-def _shallowest(case: Case, candidates: Candidates) -> Candidate | None:
+def _first(case: Case, candidates: Candidates, keys: Floats | Ints) -> Candidate | None:
     if not len(candidates):
         return None
-    return Pool(case, candidates).pick(np.argsort(candidates.pipeline, kind="stable"), [0])[0]
+    return Pool(case, candidates).pick(np.argsort(keys, kind="stable"), [0])[0]
 
 
-def _fastest(case: Case, candidates: Candidates) -> Candidate | None:
-    if not len(candidates):
-        return None
-    return Pool(case, candidates).pick(order(candidates, step_tree(case, candidates).value), [0])[0]
+def _fastest(case: Case, chosen: Decomposition) -> Candidate | None:
+    """Of all there is to choose from, with as much offloaded."""
+    level = OFFLOADS.index(chosen.offload)
+    search = Search.through(case, 1, (level,), activations=chosen.offload_activations)
+    return _first(case, search.leaders.candidates, search.leaders.seconds)

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 from engine_transparency import assert_transparent, experiment
 
-from hpcdl.planner.space import factorisations
+from hpcdl.planner.divisors import factorisations
 from hpcdl.spec.decomposition import AXES, Decomposition
 from hpcdl.spec.model import Model
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from hpcdl.planner import comm
+from hpcdl.planner.choices import Space
 from hpcdl.planner.fabric import Fabric
-from hpcdl.planner.space import Candidates, search_space
+from hpcdl.planner.space import Candidates
 from hpcdl.sites.profile import default_profile
 from hpcdl.sites.site import Device, Links, NodeType
 from hpcdl.spec.decomposition import AXES, Decomposition
@@ -109,7 +110,7 @@ def test_an_axis_of_one_costs_nothing(case_on):
 @pytest.mark.parametrize("gpus", [8, 24, 64])
 def test_a_faster_network_slows_nothing(case_on, gpus):
     model = Model(layers=4, hidden=384, heads=12, vocab=768, sequence=64)
-    candidates = search_space(gpus, model, 48).candidates
+    candidates = Space(gpus, model, 48).nodes
     times = []
     for efficiency in (0.4, 0.8):
         f = Fabric(case_on(nodes=gpus // 4, model=model, inter_efficiency=efficiency), candidates)
@@ -118,9 +119,7 @@ def test_a_faster_network_slows_nothing(case_on, gpus):
 
 
 def test_every_axis_has_a_finite_rate_for_every_candidate(case_on):
-    f = Fabric(
-        case_on(nodes=9, ranks_per_node=4), search_space(36, Model(preset="gpt2", vocab=50304), 72).candidates
-    )
+    f = Fabric(case_on(nodes=9, ranks_per_node=4), Space(36, Model(preset="gpt2", vocab=50304), 72).nodes)
     for axis in AXES:
         assert np.isfinite(f.bandwidth(axis)).all()
         assert (f.bandwidth(axis) > 0).all()

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from hpcdl.planner import compute, memory
+from hpcdl.planner.choices import Space
 from hpcdl.planner.estimate import FORMULAS, memory_tree, step_tree
-from hpcdl.planner.space import Candidates, search_space
+from hpcdl.planner.space import Candidates
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.model import Model
 from hpcdl.spec.training import Training
@@ -23,8 +24,11 @@ def step(case, **degrees):
 @pytest.mark.parametrize("gpus", [1, 6, 8, 48])
 def test_every_branch_is_the_sum_of_its_leaves_and_none_is_negative(case_on, gpus):
     case = case_on(nodes=gpus, ranks_per_node=1)
-    candidates = search_space(gpus, case.model, 96).candidates
-    for tree in (step_tree(case, candidates), memory_tree(memory.device_memory(case, candidates))):
+    candidates = Space(gpus, case.model, 96).nodes
+    for tree in (
+        step_tree(case, candidates, drive=False),
+        memory_tree(memory.device_memory(case, candidates)),
+    ):
         leaves = list(tree.leaves())
         assert np.allclose(tree.value, sum(leaf.value for leaf in leaves))
         assert all((leaf.value >= -1e-12).all() for leaf in leaves)

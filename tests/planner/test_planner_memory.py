@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from hpcdl.planner import memory, state
+from hpcdl.planner.choices import Space
 from hpcdl.planner.estimate import memory_tree
-from hpcdl.planner.space import Candidates, search_space
+from hpcdl.planner.space import Candidates
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.model import PRESETS, Model
 from hpcdl.spec.training import Training
@@ -74,7 +75,7 @@ def test_no_axis_costs_memory_for_state(case_on, axis):
 
 def test_device_is_reserved_is_allocated_plus_what_stands_between(case_on):
     case = case_on(nodes=4)
-    tree = memory_tree(memory.device_memory(case, search_space(16, case.model, 64).candidates))
+    tree = memory_tree(memory.device_memory(case, Space(16, case.model, 64).nodes))
     reserved, framework = tree.children
     allocated, slack = reserved.children
     assert np.allclose(slack.value, 0.10 * allocated.value)

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcdl.planner import memory, offload
+from hpcdl.planner.choices import Space
 from hpcdl.planner.estimate import step_tree
 from hpcdl.planner.rank import order
-from hpcdl.planner.space import Candidates, search_space
+from hpcdl.planner.space import Candidates
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.model import Model
 from hpcdl.spec.training import Pruning, Training
@@ -227,7 +228,7 @@ def test_copies_count_where_they_take_longer_than_the_layer(case_on, perlmutter)
 def test_more_of_anything_is_never_free(case_on):
     """What the search relies on: parameters cost at least what state does, activations at least nothing."""
     case = case_on(model=MODEL, nodes=2)
-    plain = search_space(8, MODEL, 64).candidates
+    plain = Space(8, MODEL, 64).nodes
     full = plain.take(plain.full_recompute)
 
     def step(candidates, level, *, activations=False):
@@ -253,7 +254,7 @@ def test_the_search_finds_the_best_of_all_levels(case_on, small_memory, gpus, si
     node = node.model_copy(update={"links": links})
     training = Training(global_batch=24, offload_step=step)
     case = case_on(nodes=gpus, ranks_per_node=1, model=MODEL, node=node, training=training)
-    plain = search_space(gpus, MODEL, 24).candidates
+    plain = Space(gpus, MODEL, 24).nodes
     everything = Candidates.joined([plain.offloading(level) for level in (0, 1, 2)])
     everything = everything.take(memory.fits(case, everything))
     judged = offload.variants(case, plain)

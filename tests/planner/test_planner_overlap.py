@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hpcdl.planner.choices import Space
 from hpcdl.planner.engines import find_engine
 from hpcdl.planner.estimate import step_tree
 from hpcdl.planner.overlap import beside
-from hpcdl.planner.space import Candidates, search_space
+from hpcdl.planner.space import Candidates
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.job import Overlap
 from hpcdl.spec.model import Model
@@ -61,7 +62,7 @@ def test_overlap_never_takes_longer_than_one_after_the_other(case_on, collective
 def test_no_switch_makes_any_step_longer(case_on, name):
     """Every grid of 64 devices, with each overlap alone and with all."""
     plain = replace(case_on(nodes=16, model=BIG), engine=find_engine(name), overlap=NOTHING)
-    candidates = search_space(64, BIG, 64, find_engine("any")).candidates
+    candidates = Space(64, BIG, 64, find_engine("any")).nodes
     candidates = candidates.take(np.arange(0, len(candidates), 7))
     without = step_tree(plain, candidates).value
     for field in Overlap.model_fields:

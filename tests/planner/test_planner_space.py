@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcdl.planner.space import Candidates, divisors, factorisations, search_space, smallest
+from hpcdl.planner.choices import Space
+from hpcdl.planner.divisors import divisors, factorisations
+from hpcdl.planner.space import Candidates
 from hpcdl.spec.decomposition import AXES, Decomposition, violations
 from hpcdl.spec.model import Model
 
@@ -41,7 +43,7 @@ def test_divisors_are_complete_and_ascending():
 @settings(max_examples=60)
 @given(st.integers(1, 64), SHAPES, st.integers(1, 64))
 def test_every_candidate_keeps_every_rule_and_makes_the_gpus(gpus, model, batch):
-    candidates = search_space(gpus, model, batch).candidates
+    candidates = Space(gpus, model, batch).nodes
     for position in range(len(candidates)):
         d = candidates.decomposition(position)
         assert d.ranks == gpus
@@ -51,27 +53,31 @@ def test_every_candidate_keeps_every_rule_and_makes_the_gpus(gpus, model, batch)
 @settings(max_examples=30)
 @given(st.integers(1, 16), st.integers(1, 24))
 def test_nothing_that_keeps_the_rules_is_left_out(gpus, batch):
-    candidates = search_space(gpus, MODEL, batch).candidates
+    candidates = Space(gpus, MODEL, batch).nodes
     found = {str(candidates.decomposition(position)) for position in range(len(candidates))}
     for grid in factorisations(gpus, len(AXES)):
         d = Decomposition(**dict(zip(AXES, map(int, grid), strict=True)))
         assert (str(d) in found) == (not violations(d, MODEL, batch))
 
 
-def test_refusals_and_candidates_make_all_that_was_evaluated():
-    space = search_space(8, MODEL, 18)
-    assert space.evaluated == len(space.candidates) + sum(space.refused.values())
+def test_each_grid_that_breaks_a_rule_counts_once():
+    space = Space(8, MODEL, 18)
+    grids = factorisations(8, len(AXES))
+    broken = [
+        bool(violations(Decomposition(**dict(zip(AXES, map(int, grid), strict=True))), MODEL, 18))
+        for grid in grids
+    ]
+    assert (len(space.grids), sum(space.refused.values())) == (broken.count(False), broken.count(True))
     assert space.refused["global_batch"] > 0
 
 
 def test_a_prime_number_of_gpus_has_five_grids():
     assert len(factorisations(7, 5)) == 5
-    assert {str(search_space(7, MODEL, 7).candidates.decomposition(0))} == {"data 7"}
+    assert {str(Space(7, MODEL, 7).nodes.decomposition(0))} == {"data 7"}
 
 
 def test_no_candidate_is_an_empty_list():
-    assert len(search_space(11, MODEL, 8).candidates) == 0
-    assert len(smallest(11, MODEL, 8)) == 0
+    assert len(Space(11, MODEL, 8).nodes) == 0
 
 
 @pytest.mark.parametrize(
