@@ -21,7 +21,6 @@ from hpcdl.planner.plan import Plan, plan
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import metrics, store
 from hpcdl.runs.record import Attempt, RunState, Sighting, verdict
-from hpcdl.schedulers import script
 from hpcdl.schedulers.base import Job, Report, Scheduler
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.load import load_site
@@ -215,6 +214,8 @@ def _write_attempt(folder: RunFolder, run: ResolvedRun, site: Site, attempt: int
 
 def render(run: ResolvedRun, site: Site, folder: Path, attempt: int = 1) -> str:
     """The batch script of one attempt."""
+    from hpcdl.schedulers import script  # noqa: PLC0415 - jinja2 takes longer to import than to plan
+
     return script.render(Job(run, site, folder, attempt, _python(site)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -12,20 +13,28 @@ from hpcdl.errors import HpcdlError, InfeasibleError
 from hpcdl.planner import memory, offload, rank
 from hpcdl.planner.case import Case
 from hpcdl.planner.choices import Space, judge
-from hpcdl.planner.divisors import divisors
+from hpcdl.planner.divisors import divisors, prime_factors
 from hpcdl.planner.estimate import least_step
 from hpcdl.planner.layout import spread
+from hpcdl.planner.limits import MOST_DEVICES
 from hpcdl.planner.offload import Judged
 from hpcdl.planner.rank import Candidate, Pool
 from hpcdl.planner.space import FULL, Candidates, Ints
 from hpcdl.sites.site import Site
-from hpcdl.spec.decomposition import Decomposition
+from hpcdl.spec.decomposition import AXES, RULES, Decomposition, violations
 from hpcdl.spec.experiment import Experiment
 from hpcdl.spec.job import Layout
+from hpcdl.spec.model import Model
 from hpcdl.units import GIB
 
 _NEIGHBOURS = 33  # device counts that are tried on either side when nothing fits
-_DOUBLED = 7  # times, beyond them
+_FURTHEST = 128  # times as many devices are tried at most
+_TRIED = 4096  # values on either side of one that breaks a rule
+_VARIED = {
+    "global_batch": "training.global_batch", "microbatch": "microbatch", "layers": "pipeline",
+    "interleave": "interleave", "kv_heads": "x", "ffn": "x", "vocab": "x", "hidden": "y", "z shards": "z",
+    "recompute_every": "recompute_every", "context": "context", "expert": "expert",
+}  # fmt: skip
 _CHANGES = ("recompute", "recompute_every", "microbatch", "zero", "offload", "offload_activations")
 
 
@@ -44,6 +53,25 @@ def too_big(case: Case, candidate: Candidate) -> str:
         f"({gib:.1f} GiB){beside * (candidate.host_memory_gib > 0)}, but {device:.1f} GiB are there after a "
         f"margin of {memory.MARGIN:.0%}"
     )
+
+
+def nearest(rule: str, d: Decomposition, model: Model, batch: int) -> str:
+    """The nearest values that keep a rule which ``d`` breaks, as the end of a sentence; empty where none do."""
+    field = _VARIED.get(rule)
+    if field is None:
+        return ""
+    holds = next(one.holds for one in RULES if one.name == rule)
+
+    def keeps(value: int) -> bool:
+        if field == "training.global_batch":
+            return bool(holds(d, model, value))
+        return bool(holds(d.model_copy(update={field: value}), model, batch))
+
+    now = batch if field == "training.global_batch" else getattr(d, field)
+    below = next(filter(keeps, range(now - 1, max(0, now - _TRIED), -1)), None)
+    above = next(filter(keeps, range(now + 1, now + _TRIED)), None)
+    found = " and ".join(str(value) for value in (below, above) if value)
+    return f"; the nearest {field} that would do: {found}" if found else ""
 
 
 def relaxed(case: Case, d: Decomposition) -> Iterator[str]:
@@ -99,10 +127,19 @@ class Sizes:
         """The nearest below and above what was asked for."""
         asked = self.case.layout.ranks
         below = [*range(asked - 1, max(0, asked - _NEIGHBOURS), -1)]
-        doubled = (asked << shift for shift in range(1, _DOUBLED + 1))
-        above = sorted({*range(asked + 1, asked + _NEIGHBOURS), *doubled})
-        found = (next(filter(self.work, side), None) for side in (below, above))
+        found = (
+            next(filter(self.work, side), None) for side in (below, range(asked + 1, asked + _NEIGHBOURS))
+        )
         return [count for count in found if count]
+
+    @property
+    def fewest(self) -> int | None:
+        """The fewest above what was asked for, of numbers whose prime factors are 2, 3 and 5."""
+        asked = self.case.layout.ranks
+        smooth = [count for count in _smooth(min(asked * _FURTHEST, MOST_DEVICES)) if count > asked]
+        if not smooth or not self.work(smooth[-1]):
+            return next(filter(self.work, reversed(smooth[-4:-1])), None)
+        return smooth[bisect_left(smooth, True, key=self.work)]
 
     def work(self, gpus: int) -> bool:
         """Whether anything fits on ``gpus`` devices of the same kind, one sequence at a time."""
@@ -139,8 +176,32 @@ def nothing_fits(sizes: Sizes, refused: dict[str, int], leanest: list[Judged]) -
         held = rank.offloaded(one.decomposition)
         words = "" if held == "none" else f" with offload {held}"
         message += f"\nthe leanest{words}, {too_big(case, one)}"
-    near = ", ".join(map(str, sizes.nearest))
+    message += _prime(case)
+    near = sizes.nearest
+    if not any(count > case.layout.ranks for count in near):
+        near += [count for count in (sizes.fewest,) if count]
+    counts = ", ".join(map(str, near))
     way_out = (
-        f"the nearest device counts that work: {near}" if near else "no device count near this one works"
+        f"the nearest device counts that work: {counts}" if near else "no device count near this one works"
     )
     return InfeasibleError(message, f"{way_out}; or change training.global_batch or the model")
+
+
+def _prime(case: Case) -> str:
+    """Why no axis can be as long as a prime factor of the number of devices, where that is so."""
+    largest = prime_factors(case.layout.ranks)[-1]
+    reasons = []
+    for axis in AXES:
+        d = Decomposition.model_validate({axis: largest})
+        broken = violations(d, case.model, case.training.global_batch, case.engine.rules)
+        if not broken:
+            return ""
+        reasons.append(f"{axis}: {next(iter(broken.values()))}")
+    return f"\nno axis can take {largest}, a prime factor of {case.layout.ranks}: " + "; ".join(reasons)
+
+
+def _smooth(most: int) -> list[int]:
+    """Numbers up to ``most`` without prime factors other than 2, 3 and 5."""
+    exponents = range(most.bit_length())
+    numbers = (2**a * 3**b * 5**c for a, b, c in product(exponents, repeat=3))
+    return sorted(number for number in numbers if number <= most)

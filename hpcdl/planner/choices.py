@@ -66,9 +66,12 @@ class Space:
     @cached_property
     def grids(self) -> Candidates:
         """Products of degrees that keep every rule with one sequence a microbatch."""
-        parts = _SIZES if "context" in self.offered else AXES
-        columns = dict(zip(parts, factorisations(self.gpus, len(parts)).T, strict=True))
-        return self._lawful(Candidates.grids(**columns))
+        names = _SIZES if "context" in self.offered else AXES
+        rows = factorisations(self.gpus, len(names))
+        some = [rows[first : first + _BLOCK].T for first in range(0, len(rows), _BLOCK)]
+        return Candidates.joined(
+            [self._lawful(Candidates.grids(**dict(zip(names, columns, strict=True)))) for columns in some]
+        )
 
     @cached_property
     def parts(self) -> int:

@@ -25,6 +25,11 @@ def divisors(number: int) -> list[int]:
     return sorted(int(row[0]) for row in factorisations(number, 2))
 
 
+def prime_factors(number: int) -> list[int]:
+    """The different primes that divide ``number``, ascending; 1 where there is none."""
+    return [prime for prime, _ in _prime_factors(number)] or [1]
+
+
 def _prime_factors(number: int) -> Iterator[tuple[int, int]]:
     prime = 2
     while number > 1:

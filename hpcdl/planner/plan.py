@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from hpcdl.planner import memory, rank
-from hpcdl.planner.advice import Sizes, default_layout, nothing_fits, relaxed, too_big
+from hpcdl.planner.advice import Sizes, default_layout, nearest, nothing_fits, relaxed, too_big
 from hpcdl.planner.case import Case
 from hpcdl.planner.cautions import cautions
 from hpcdl.planner.engines import HPCDL, Engine
 from hpcdl.planner.layout import check_precision, find_partition
+from hpcdl.planner.limits import check_sizes
 from hpcdl.planner.rank import Candidate, Pool
 from hpcdl.planner.search import Search, Watch
 from hpcdl.planner.space import Candidates
@@ -95,9 +96,10 @@ def plan(  # noqa: PLR0913, PLR0917 - what is asked, and how it is to be answere
 
     Raises:
         InfeasibleError: ``parallelism: auto`` and no decomposition fits, with the reasons counted.
-        UsageError: no such queue, or a precision the device lacks.
+        UsageError: no such queue, a precision the device lacks, or a number beyond all machines.
     """
     started = time.perf_counter()
+    check_sizes(experiment, gpus)
     case = build_case(experiment, site, default_layout(experiment, site, gpus), profile)
     case = replace(case, engine=engine)
     ask = _Ask(experiment, site, case, started)
@@ -120,7 +122,9 @@ def _searched(case: Case, ask: _Ask, watch: Watch | None) -> Search:
     if not search.fitting:
         if search.interrupted:
             raise KeyboardInterrupt
-        raise nothing_fits(ask.sizes, search.refused, list(search.leanest.values()))
+        raise nothing_fits(
+            ask.sizes, search.refused, [one for _, one in sorted(search.leanest.items(), reverse=True)]
+        )
     return search
 
 
@@ -181,11 +185,15 @@ def _ranked(ask: _Ask, search: Search) -> Plan:
         refused=search.refused,
         candidates=picked[:count],
         rivals=dict(zip(choices, picked[count:], strict=True)),
-        nearest_misfit=closest and Pool(ask.case, closest.candidates).pick(np.array([0]), [0])[0],
+        nearest_misfit=closest and _undriven(ask.case, closest.candidates),
         without=savings(ask.case, best),
         warnings=(*cautions(ask.case, best), *_doubts(search)),
         interrupted=search.interrupted,
     )
+
+
+def _undriven(case: Case, one: Candidates) -> Candidate:
+    return Pool(case, one).pick(np.array([0]), [0], drive=np.zeros(1, dtype=np.bool_))[0]
 
 
 def _doubts(search: Search) -> Iterator[str]:
@@ -219,7 +227,9 @@ def _judge(ask: _Ask, d: Decomposition) -> Plan:
 def _objections(case: Case, d: Decomposition) -> dict[str, str]:
     model, batch = case.model, case.training.global_batch
     broken = violations(d, model, batch, case.engine.rules)
-    reasons = {name: f"parallelism: {words}" for name, words in broken.items()}
+    reasons = {
+        name: f"parallelism: {words}{nearest(name, d, model, batch)}" for name, words in broken.items()
+    }
     if d.ranks == case.layout.ranks:
         return reasons
     product = f"data {d.data} × pipeline {d.pipeline} × x {d.x} × y {d.y} × z {d.z} = {d.ranks} ranks"
