@@ -12,6 +12,7 @@ TERA = 10**12
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*")
 _WALLTIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):([0-5]\d):([0-5]\d)")
+_COUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][0-9]{1,2})?)\s*([kKmMbBtTpP]?)\s*")
 _COUNT_SUFFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -50,6 +51,20 @@ def parse_walltime(text: str) -> int:
     return total
 
 
+def parse_count(text: str) -> float:
+    """A count from ``300B``, ``1.4T``, ``5e9`` or a plain number: what ``format_count`` writes.
+
+    Raises:
+        ValueError: the text is not a count, or it is zero.
+    """
+    match = _COUNT.fullmatch(text)
+    suffixes = {suffix.lower(): factor for factor, suffix in _COUNT_SUFFIXES}
+    count = float(match[1]) * suffixes.get(match[2].lower(), 1.0) if match else 0.0
+    if not count:
+        raise ValueError(f"{text!r} is not a count above zero; write for example 300B, 1.4T or 5e9")
+    return count
+
+
 def format_walltime(seconds: int) -> str:
     """``HH:MM:SS``, or ``D-HH:MM:SS`` from one day on."""
     minutes, second = divmod(seconds, 60)
@@ -68,7 +83,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in the unit a person would say it in: ``850 ms``, ``12.3 s``, ``2 h 05 min``."""
+    """A duration in the unit a person would say it in: ``850 ms``, ``12.3 s``, ``9.5 days``."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.0f} µs"
     if seconds < 1:
@@ -77,7 +92,9 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s"
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    if seconds < 4 * 86400:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    return f"{seconds / 86400:.1f} days"
 
 
 def format_count(number: float) -> str:

@@ -45,6 +45,15 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """A request read and checked: what is to be trained, and where."""
+
+    source: bytes
+    experiment: Experiment
+    site: Site
+
+
+@dataclass(frozen=True)
 class Study:
     """A request understood: everything that is known before a node-hour is spent."""
 
@@ -65,17 +74,27 @@ class Snapshot:
     steps: int
 
 
+def read(request: Request) -> Inputs:
+    """The experiment and the site that a request names.
+
+    Raises:
+        UsageError, SiteError: a file that is not there or is wrong.
+    """
+    document = load.read(request.file)
+    source = request.file.read_bytes()
+    load.override(document, [*request.settings, *_size(request)])
+    experiment = _anchored(load.validate(document, Experiment), request.file.absolute().parent)
+    return Inputs(source, experiment, load_site(request.site))
+
+
 def study(request: Request) -> Study:
     """Read, check and plan.
 
     Raises:
         UsageError, SiteError, InfeasibleError: what stands in the way.
     """
-    document = load.read(request.file)
-    source = request.file.read_bytes()
-    load.override(document, [*request.settings, *_size(request)])
-    experiment = _anchored(load.validate(document, Experiment), request.file.absolute().parent)
-    site = load_site(request.site)
+    inputs = read(request)
+    source, experiment, site = inputs.source, inputs.experiment, inputs.site
     place = spread(experiment.resources, site)
     if isinstance(experiment.model, EntryModel):
         return Study(source, experiment, site, place, None, _unplanned(experiment, place.ranks))

@@ -32,10 +32,31 @@ def test_walltime_in_any_other_spelling_is_refused(text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(5e-7, "0 µs"), (0.85, "850 ms"), (12.34, "12.3 s"), (125, "2 min 05 s"), (7500, "2 h 05 min")],
+    [
+        (5e-7, "0 µs"),
+        (0.85, "850 ms"),
+        (12.34, "12.3 s"),
+        (125, "2 min 05 s"),
+        (7500, "2 h 05 min"),
+        (820_800, "9.5 days"),
+    ],
 )
 def test_seconds_are_printed_as_a_person_would_say_them(seconds, text):
     assert units.format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("300B", 3e11), ("1.4t", 1.4e12), ("5e9", 5e9), (" 12 k ", 12_000), ("7", 7), ("1e3M", 1e9)],
+)
+def test_counts_are_read_with_a_suffix(text, count):
+    assert units.parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "B", "0", "0B", "-5B", "3 billion", "1e400", "inf", "nan", "1,000"])
+def test_what_is_no_count_is_refused(text):
+    with pytest.raises(ValueError, match="is not a count above zero"):
+        units.parse_count(text)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def _degrees(row: Row, engine: str) -> _Degrees:
     Raises:
         NotScoredError: the source does not print them, or they do not make the row's GPUs.
     """
-    ranks, zero = said(row.gpus, "number of GPUs"), row.zero or 0
+    ranks, zero = said(row.gpus, "number of GPUs"), row.zero
+    if zero is None:
+        zero = 1 if engine == "megatron-deepspeed" else 0  # Megatron-DeepSpeed is run with ZeRO-1
     if row.tensor is None or row.pipeline is None:
         raise NotScoredError("degrees not stated")
     if (row.expert or 1) > 1:
@@ -84,7 +86,9 @@ def _written(row: Row, model: Model, engine: str, notes: list[str]) -> Iterator[
     share = said(row.batch, "batch") / (degrees.data * degrees.z)
     if share != int(share) or not share:
         raise NotScoredError(f"batch {row.batch} is not divisible by data {degrees.data * degrees.z}")
-    microbatches = _open("microbatch", row.microbatch, _smaller(divisors(int(share))), notes)
+    microbatches = _open(
+        "microbatch", _microbatch(row, engine, int(share)), _smaller(divisors(int(share))), notes
+    )
     chunks = _open("interleaving", _chunks(row, model, degrees), _chunk_counts(model, degrees), notes)
     recomputes = _open("recomputation", _recompute(row), _RECOMPUTES, notes)
     for microbatch, interleave, recompute in product(microbatches, chunks, recomputes):
@@ -93,11 +97,16 @@ def _written(row: Row, model: Model, engine: str, notes: list[str]) -> Iterator[
                 **degrees._asdict(),
                 "microbatch": microbatch,
                 "recompute": recompute,
-                "sequence_parallel": bool(row.sequence_parallel) and degrees.x > 1,
+                "sequence_parallel": _sequence_parallel(row, engine) and degrees.x > 1,
                 "offload": _offload(row),
                 **_schedule(row, degrees.pipeline, interleave, int(share) // microbatch),
             }
         )
+
+
+def _sequence_parallel(row: Row, engine: str) -> bool:
+    """What the row says; torchtitan has no tensor parallelism without."""
+    return engine == "torchtitan" if row.sequence_parallel is None else row.sequence_parallel
 
 
 def _open(name: str, stated: Any, possible: Any, notes: list[str]) -> tuple[Any, ...]:
@@ -109,6 +118,14 @@ def _open(name: str, stated: Any, possible: Any, notes: list[str]) -> tuple[Any,
     return tuple(possible)
 
 
+def _microbatch(row: Row, engine: str, share: int) -> int | None:
+    """What the row says; torchtitan by default cuts a rank's batch into as many as the pipeline has stages."""
+    stages = row.pipeline or 1
+    if row.microbatch is None and engine == "torchtitan" and stages > 1 and share % stages == 0:
+        return share // stages
+    return row.microbatch
+
+
 def _smaller(counts: list[int]) -> list[int]:
     return [count for count in counts if count <= _LARGEST_MICROBATCH]
 
@@ -116,7 +133,11 @@ def _smaller(counts: list[int]) -> list[int]:
 def _chunks(row: Row, model: Model, degrees: _Degrees) -> int | None:
     if degrees.pipeline == 1:
         return 1
-    return model.layers // degrees.pipeline if row.chunks == 0 else row.chunks
+    if row.chunks != 0:
+        return row.chunks
+    # One layer a chunk; where that does not come out even, embedding and head are two of them.
+    whole, rest = divmod(model.layers + 2, degrees.pipeline)
+    return model.layers // degrees.pipeline if rest else whole
 
 
 def _chunk_counts(model: Model, degrees: _Degrees) -> list[int]:

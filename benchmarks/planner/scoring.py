@@ -125,6 +125,9 @@ _ENGINES = (
     ("nanotron", "nanotron"),
     ("Megatron-Core", "megatron-core"),
     ("Megatron Bridge", "megatron-core"),
+    ("DeepSpeed-3D", "megatron-deepspeed"),
+    ("bigscience", "megatron-deepspeed"),
+    ("vTrain", "megatron-deepspeed"),
 )
 """The first words that a row says name its engine."""
 

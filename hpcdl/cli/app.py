@@ -19,11 +19,34 @@ app = typer.Typer(
 site_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Machines that hpcdl knows.")
 app.add_typer(site_app, name="site")
 
+
+def _complete_engine(incomplete: str) -> list[str]:
+    from hpcdl.planner.engines import ENGINES
+
+    return [name for name in ENGINES if name.startswith(incomplete)]
+
+
+def _complete_what_if(incomplete: str) -> list[str]:
+    from hpcdl.planner.whatif import KEYS
+
+    return [f"{name}=" for name in KEYS if name.startswith(incomplete)]
+
+
+def _complete_site(incomplete: str) -> list[str]:
+    from hpcdl.sites.load import LOCAL, available
+
+    return [name for name in (LOCAL, *available()) if name.startswith(incomplete)]
+
+
 Experiment = Annotated[Path, typer.Argument(metavar="EXP", help="Experiment file (YAML).")]
 SiteOption = Annotated[
     str,
     typer.Option(
-        "--site", "-s", envvar="HPCDL_SITE", help="Machine: a name from `hpcdl site list`, or a site file."
+        "--site",
+        "-s",
+        envvar="HPCDL_SITE",
+        help="Machine: a name from `hpcdl site list`, or a site file.",
+        autocompletion=_complete_site,
     ),
 ]
 Gpus = Annotated[int | None, typer.Option("--gpus", "-g", min=1, help="Devices in all, one rank each.")]
@@ -78,25 +101,93 @@ def main(
     """Plan, launch and run deep-learning training on HPC machines."""
 
 
-@app.command(epilog="Example: hpcdl plan exp.yaml --site perlmutter --gpus 64 --explain 1")
+_PLAN_EXAMPLES = """\b
+Examples:
+  hpcdl plan exp.yaml --site perlmutter --gpus 64 --explain 1
+  hpcdl plan exp.yaml --site perlmutter --gpus 64-1024 --tokens 300B
+  hpcdl plan exp.yaml --site perlmutter --gpus 64 --what-if link.inter=2x
+  hpcdl plan exp.yaml --site perlmutter --gpus 64 --simulate jitter=0.05,slow=0.001:1.3
+  hpcdl plan exp.yaml --compare other.yaml --plot both.svg
+"""
+
+
+@app.command(epilog=_PLAN_EXAMPLES)
 def plan(
     experiment: Experiment,
     site: SiteOption = "local",
-    gpus: Gpus = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            "--gpus",
+            "-g",
+            metavar="N[,N...]|N-M",
+            help="Devices in all, one rank each; several numbers, or a range that doubles (64-1024), grows "
+            "by a factor (64-4096:x4) or by a step (64-512:+64), are shown side by side.",
+        ),
+    ] = None,
     nodes: Nodes = None,
     settings: Settings = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="What is to run it; `any` knows no limits.",
+            autocompletion=_complete_engine,
+        ),
+    ] = "hpcdl",
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--what-if",
+            metavar="KEY=VALUE",
+            help="Plan for a changed machine too, e.g. link.inter=2x or device.memory=80GiB.",
+            autocompletion=_complete_what_if,
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="EXP", help="Set another experiment's plan beside this one's."),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option("--tokens", metavar="COUNT", help="Time and node-hours to so many tokens, e.g. 300B."),
+    ] = None,
+    weak: Annotated[
+        bool, typer.Option("--weak", help="With several --gpus: the batch grows with the devices.")
+    ] = False,
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many candidates to show.")] = 10,
     explain: Annotated[
         int | None,
         typer.Option("--explain", "-e", min=1, metavar="RANK", help="Show where a candidate's time goes."),
     ] = None,
+    assumptions: Annotated[
+        bool, typer.Option("--assumptions", help="Show all that the estimate assumes, and where it is from.")
+    ] = False,
+    simulate: Annotated[
+        str | None,
+        typer.Option(
+            "--simulate",
+            metavar="KEY=VALUE,...",
+            help="Simulate steps in which ranks vary (jitter=0.05), are slow (slow=0.001:1.3) or pause "
+            "(pause=0.001:0.5).",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw what is shown, as .svg or .png (needs hpcdl[plot])."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show which decompositions fit, how fast each will be and why the others lose."""
-    from hpcdl.cli import planning
-    from hpcdl.workflow import Request
+    from hpcdl.cli.planning import Ask, View, show
+    from hpcdl.cli.simulating import simulation
 
-    planning.show(Request(experiment, site, settings or [], gpus, nodes), top=top, explain=explain, json=json)
+    disturbed = None if simulate is None else simulation(simulate)
+    ask = Ask(experiment, site, settings or [], gpus, nodes, engine, what_if or [], compare, tokens, weak)
+    show(ask, View(top, explain, assumptions, disturbed, plot, json))
 
 
 @app.command(epilog="Example: hpcdl submit exp.yaml --nodes 2 --set training.steps=1000 --follow")

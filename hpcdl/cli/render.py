@@ -6,9 +6,9 @@ import json
 import shlex
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from rich.console import Console
@@ -17,15 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from hpcdl.planner.plan import Plan
-from hpcdl.planner.rank import Candidate, offloaded
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.logs import Line, last_lines
 from hpcdl.runs.metrics import Progress, planned_step_seconds
 from hpcdl.runs.record import Attempt
 from hpcdl.sites.site import Site
-from hpcdl.units import format_bytes, format_count, format_seconds
+from hpcdl.units import format_count, format_seconds
 from hpcdl.workflow import Snapshot, Study
 
 # A pipe has no width: nothing is folded or cut for it.
@@ -49,21 +47,6 @@ _COLOURS = {
     "cancelled": "dim",
 }
 _LOG_TAIL = 20
-_PLAN_COLUMNS = (
-    "#",
-    "data",
-    "pipe",
-    "x",
-    "y",
-    "z",
-    "micro",
-    "recomp",
-    "offload",
-    "step",
-    "tokens/s",
-    "TFLOP/s",
-    "memory",
-)
 
 
 def line(markup: str) -> None:
@@ -76,6 +59,31 @@ def warning(message: str, hint: str | None) -> None:
     _err.print(f"[yellow]note:[/] {escape(message)}")
     if hint:
         _err.print(f"  {escape(hint)}")
+
+
+Side = Literal["left", "right"]
+
+
+class Row(NamedTuple):
+    """One row of a table, perhaps in a colour."""
+
+    cells: Sequence[str]
+    style: str | None = None
+
+
+def table(columns: Mapping[str, Side], rows: Iterable[Row]) -> None:
+    """Print rows under the names of their columns; cells are plain text."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name, side in columns.items():
+        drawn.add_column(name, justify=side, no_wrap=True)
+    for row in rows:
+        drawn.add_row(*map(escape, row.cells), style=row.style)
+    _out.print(drawn)
+
+
+def plain(words: str, style: str | None = None) -> None:
+    """Print plain text, perhaps in a colour."""
+    _out.print(escape(words), style=style)
 
 
 def print_json(value: Any) -> None:
@@ -101,72 +109,6 @@ def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _state(state: str) -> str:
     return f"[{_COLOURS.get(state, 'red')}]{escape(state)}[/]"
-
-
-def warnings(found: Plan) -> None:
-    """What a plan warns of."""
-    for words in found.warnings:
-        warning(words, None)
-
-
-# --- plans ---------------------------------------------------------------------------------------
-
-
-def plan(study: Study, found: Plan, top: int) -> None:
-    """The ranked candidates as a table, with what was refused."""
-    _out.print(_plan_heading(study))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in _PLAN_COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
-    best = "red" if found.infeasible else "green"
-    for candidate in found.candidates[:top]:
-        table.add_row(*_plan_row(candidate), style=best if candidate.rank == 1 else None)
-    _out.print(table)
-    _plan_footer(found, top)
-
-
-def _plan_heading(study: Study) -> str:
-    model, place = study.experiment.shape, study.layout
-    device = study.site.node(study.experiment.resources.queue).device
-    return (
-        f"[bold]{escape(study.experiment.name)}[/]: {format_count(model.parameters)} parameters on "
-        f"{place.ranks} x {escape(device.model)} of [bold]{study.site.name}[/] "
-        f"({place.nodes} node{'s' * (place.nodes > 1)} x {place.ranks_per_node})"
-    )
-
-
-def _plan_row(candidate: Candidate) -> list[str]:
-    d = candidate.decomposition
-    degrees = (d.data, d.pipeline, d.x, d.y, d.z, d.microbatch)
-    return [
-        str(candidate.rank),
-        *(str(degree) for degree in degrees),
-        d.recompute,
-        offloaded(d),
-        format_seconds(candidate.step_seconds),
-        format_count(candidate.tokens_per_second),
-        f"{candidate.tflops_per_gpu:.3g}",
-        format_bytes(candidate.memory_gib * 1024**3),
-    ]
-
-
-def _plan_footer(result: Plan, top: int) -> None:
-    hidden = max(0, result.feasible - top)
-    more = f", {hidden} slower ones not shown" if hidden else ""
-    candidates = "1 candidate" if result.evaluated == 1 else f"{result.evaluated} candidates"
-    searched = f"{candidates} in {format_seconds(result.search_seconds)}"
-    _out.print(f"[dim]{searched}: {result.feasible} feasible{more}[/]")
-    for reason, count in result.refused.items():
-        _out.print(f"[dim]  {count} refused: {escape(reason)}[/]")
-    if result.candidates and not result.infeasible:
-        _out.print(f"would run [bold]{result.best.decomposition}[/]; why: hpcdl plan ... --explain 1")
-
-
-def explanation(study: Study, lines: Sequence[str]) -> None:
-    """One candidate taken apart."""
-    _out.print(_plan_heading(study))
-    for text in lines:
-        _out.print(escape(text), style="bold" if text.startswith("rank ") else None)
 
 
 # --- submitting and following --------------------------------------------------------------------

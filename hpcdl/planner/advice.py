@@ -19,6 +19,7 @@ from hpcdl.planner.layout import spread
 from hpcdl.planner.limits import MOST_DEVICES
 from hpcdl.planner.offload import Judged
 from hpcdl.planner.rank import Candidate, Pool
+from hpcdl.planner.remedies import remedies
 from hpcdl.planner.space import FULL, Candidates, Ints
 from hpcdl.sites.site import Site
 from hpcdl.spec.decomposition import AXES, RULES, Decomposition, violations
@@ -74,8 +75,33 @@ def nearest(rule: str, d: Decomposition, model: Model, batch: int) -> str:
     return f"; the nearest {field} that would do: {found}" if found else ""
 
 
-def relaxed(case: Case, d: Decomposition) -> Iterator[str]:
-    """The fewest changes that make ``d`` fit, as advice; nothing where none do."""
+def what_helps(case: Case, d: Decomposition) -> Iterator[str]:
+    """The smallest change that makes ``d`` fit, or several; and which offload does."""
+    single = next((remedy for remedy in remedies(case, d) if remedy.suffices), None)
+    if single is None:
+        yield from _several(case, d)
+    elif not set(single.change) & {"offload", "offload_activations"}:
+        yield f"the smallest change with which it fits: {single}"
+    yield from _offload_helps(case, d)
+
+
+def _offload_helps(case: Case, d: Decomposition) -> Iterator[str]:
+    """Which offload would make ``d`` fit, as advice; nothing where none does."""
+    if case.one_memory:
+        return
+    for level in ("optimizer", "parameters"):
+        lighter = d.model_copy(update={"offload": level})
+        if memory.fits(case, Candidates.of(lighter))[0]:
+            (found,) = Pool(case, Candidates.of(lighter)).pick(np.array([0]), [0])
+            yield (
+                f"with parallelism.offload: {level} it needs {found.memory_gib:.1f} GiB a rank and "
+                f"{found.host_memory_gib:.1f} GiB of host memory, and fits"
+            )
+            return
+
+
+def _several(case: Case, d: Decomposition) -> Iterator[str]:
+    """The fewest changes together that make ``d`` fit; nothing where none do."""
     changed = _relaxations(case, d)
     lawful, _ = judge(changed, case.model, case.training.global_batch, case.engine)
     changed = changed.take(lawful)
@@ -139,7 +165,7 @@ class Sizes:
         smooth = [count for count in _smooth(min(asked * _FURTHEST, MOST_DEVICES)) if count > asked]
         if not smooth or not self.work(smooth[-1]):
             return next(filter(self.work, reversed(smooth[-4:-1])), None)
-        return smooth[bisect_left(smooth, True, key=self.work)]
+        return smooth[bisect_left(smooth, 1, key=self.work)]
 
     def work(self, gpus: int) -> bool:
         """Whether anything fits on ``gpus`` devices of the same kind, one sequence at a time."""

@@ -11,7 +11,7 @@ takes from computing under ``overlapped compute``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,11 +19,15 @@ from hpcdl.planner import comm, compute, offload
 from hpcdl.planner.case import Case
 from hpcdl.planner.comm import Linear, Shards
 from hpcdl.planner.compute import Work
-from hpcdl.planner.fabric import Fabric
+from hpcdl.planner.fabric import REPLICAS, Fabric
 from hpcdl.planner.overlap import beside
 from hpcdl.planner.space import Bools, Candidates, Floats
 
-COLLECTIVES = ("tensor x", "tensor y", "weights z", "weights data", "context", "experts")
+AXES = {
+    "tensor x": "x", "tensor y": "y", "weights z": "z", "weights data": REPLICAS, "context": "context",
+    "experts": "expert",
+}  # fmt: skip
+COLLECTIVES = tuple(AXES)
 """Parts that are communication: what of it nothing hides."""
 
 PARTS = (
@@ -49,6 +53,7 @@ class Block:
     forward: Floats  # what of ``seconds`` is the forward's
     weight: Floats  # what of the backward is for gradients of weights
     free: Floats  # computing of the backward beside which nothing runs
+    ahead: Floats  # the same of the forward
 
     @property
     def backward(self) -> Floats:
@@ -63,27 +68,35 @@ class Block:
     def at(self, position: int) -> Block:
         """That of one candidate."""
         parts = {name: seconds[position] for name, seconds in self.parts.items()}
-        return Block(parts, self.forward[position], self.weight[position], self.free[position])
+        return Block(
+            parts, self.forward[position], self.weight[position], self.free[position], self.ahead[position]
+        )
 
     def copying(self, copies: offload.Copies) -> Block:
         """The same with copies to and from the host beside it: what of them takes longer counts."""
         forward = np.maximum(0, copies.forward - self.forward)
         backward = np.maximum(0, copies.backward - self.backward)
         parts = {**self.parts, "host copies": forward + backward}
-        return Block(parts, self.forward + forward, self.weight, self.free)
+        return replace(self, parts=parts, forward=self.forward + forward)
 
 
 @dataclass
 class _Pass:
-    """One direction through a layer, while its collectives are put in."""
+    """One direction through a layer, while its collectives are put in.
 
-    case: Case
-    left: list[Floats]  # by place: computing beside which nothing runs yet
+    ``near`` and ``far`` are computing by place, beside which nothing runs yet over the links of a node, and
+    over the network: what keeps one of them busy leaves room for the other.
+    """
+
+    fabric: Fabric
+    near: list[Floats]
+    far: list[Floats] = field(init=False)
     price: Floats = field(init=False)
     exposed: dict[str, Floats] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.price = 0 * self.left[0]
+        self.far = list(self.near)
+        self.price = 0 * self.near[0]
         self.exposed = dict.fromkeys(COLLECTIVES, self.price)
 
     def wait(self, part: str, seconds: Floats) -> None:
@@ -92,24 +105,29 @@ class _Pass:
 
     def hide(self, part: str, seconds: Floats, places: Sequence[int], *, wanted: Bools | bool) -> None:
         """A collective beside what is left at ``places``."""
-        room = sum((self.left[place] for place in places), 0 * self.price)
-        self.hide_beside(part, seconds, room, places, wanted=wanted)
+        self.hide_beside(part, seconds, self.free(AXES[part], places), places, wanted=wanted)
 
     def hide_beside(
         self, part: str, seconds: Floats, room: Floats, places: Sequence[int], *, wanted: Bools | bool
     ) -> None:
         """A collective beside ``room``, which lies at ``places``."""
-        found = beside(self.case.profile, seconds, room, wanted=wanted)
+        found = beside(self.fabric.case.profile, seconds, room, wanted=wanted)
         self.wait(part, found.exposed)
+        if found.left is room:
+            return
         self.price = self.price + found.price
-        used, there = room - found.left, self.free(places)
-        kept = 1 - np.divide(used, there, out=np.zeros_like(there), where=there > 0)
+        there, inside = self.free(AXES[part], places), self.fabric.inside(AXES[part])
+        used = np.divide(room - found.left, there, out=np.zeros_like(there), where=there > 0)
         for place in places:
-            self.left[place] = self.left[place] * kept
+            self.near[place] = self.near[place] * (1 - inside * used)
+            self.far[place] = self.far[place] * (1 - ~inside * used)
 
-    def free(self, places: Sequence[int] = _EVERYWHERE) -> Floats:
-        """Computing at ``places`` beside which nothing runs."""
-        return sum((self.left[place] for place in places), 0 * self.price)
+    def free(self, axis: str, places: Sequence[int] | None = None) -> Floats:
+        """Computing at ``places``, or everywhere, beside which a collective along ``axis`` can run."""
+        inside = self.fabric.inside(axis)
+        chosen = range(len(self.near)) if places is None else places
+        near, far = (sum((left[place] for place in chosen), 0 * self.price) for left in (self.near, self.far))
+        return np.where(inside, near, far)
 
     @property
     def seconds(self) -> Floats:
@@ -123,7 +141,7 @@ def of_layer(case: Case, c: Candidates, fabric: Fabric) -> Block:
     sharded = comm.shards(fabric, comm.layer_elements(fabric))
     there, back = _forward(case, c, fabric, work, linears), _backward(case, c, fabric, work, linears)
     again, again_price = work.forward + there.seconds, there.price
-    repeating = c.full_recompute * there.free()
+    repeating = c.full_recompute * there.free(REPLICAS)
     there.hide("weights data", sharded.forward, _EVERYWHERE, wanted=case.beside.weight_gather)
     _shards_back(back, sharded, repeating)
     exposed = {name: there.exposed[name] + back.exposed[name] for name in COLLECTIVES}
@@ -141,7 +159,7 @@ def of_layer(case: Case, c: Candidates, fabric: Fabric) -> Block:
         "overlapped compute": price,
         "gradient compression": offload.compression(case, c),
     }
-    block = Block(parts, forward + host.forward, work.weight, back.free() + repeating)
+    block = Block(parts, forward + host.forward, work.weight, back.free(REPLICAS), there.free(REPLICAS))
     return block.copying(offload.layer(case, c))
 
 
@@ -149,8 +167,8 @@ def of_head(case: Case, c: Candidates, fabric: Fabric) -> Block:
     """LM head and loss."""
     work, product = compute.head(case, c), comm.head(fabric)
     sharded = comm.shards(fabric, comm.vocabulary_elements(fabric))
-    there, back = _Pass(case, [work.forward]), _Pass(case, [work.backward])
-    _output(there, product)
+    there, back = _Pass(fabric, [work.forward]), _Pass(fabric, [work.backward])
+    _output(there, product, work.weight, 0)
     there.wait("tensor x", comm.loss(fabric))
     there.hide("weights z", product.gather, (0,), wanted=case.beside.weight_gather)
     there.hide("weights data", sharded.forward, (0,), wanted=case.beside.weight_gather)
@@ -165,7 +183,7 @@ def of_head(case: Case, c: Candidates, fabric: Fabric) -> Block:
         "head and loss": work.forward + work.backward,
         "overlapped compute": there.price + back.price,
     }
-    block = Block(parts, work.forward + there.seconds, work.weight, back.free((0,)))
+    block = Block(parts, work.forward + there.seconds, work.weight, back.free(REPLICAS), there.free(REPLICAS))
     return block.copying(offload.vocabulary(case, c))
 
 
@@ -180,18 +198,18 @@ def of_embedding(case: Case, c: Candidates, fabric: Fabric) -> Block:
         "weights data": sharded.forward + sharded.backward + sharded.scatter,
     }
     forward = traffic["x"].forward + traffic["z"].forward + sharded.forward
-    return Block(parts, forward, nothing, nothing).copying(offload.vocabulary(case, c))
+    return Block(parts, forward, nothing, nothing, nothing).copying(offload.vocabulary(case, c))
 
 
 def _forward(case: Case, c: Candidates, fabric: Fabric, work: Work, linears: list[Linear]) -> _Pass:
     core = compute.core(case, c)
     products = _products(case, work)
-    there = _Pass(case, _at_places(products, core, work.forward))
+    there = _Pass(fabric, _at_places(products, core, work.forward))
     there.hide("context", comm.ring(fabric).forward, (_CORE,), wanted=True)
     there.wait("experts", comm.experts(fabric).forward)
     there.wait("tensor y", comm.moments(fabric))
-    for linear in linears:
-        _output(there, linear)
+    for linear, product, place in zip(linears, products, _OF_LINEAR, strict=True):
+        _output(there, linear, product, place)
     for which, places in _AHEAD:
         there.hide("weights z", linears[which].gather, places, wanted=case.beside.weight_gather)
     return there
@@ -200,13 +218,13 @@ def _forward(case: Case, c: Candidates, fabric: Fabric, work: Work, linears: lis
 def _backward(case: Case, c: Candidates, fabric: Fabric, work: Work, linears: list[Linear]) -> _Pass:
     products = _products(case, work)
     twice = [2 * product for product in products]
-    back = _Pass(case, _at_places(twice, 2 * compute.core(case, c), work.backward))
+    back = _Pass(fabric, _at_places(twice, 2 * compute.core(case, c), work.backward))
     back.hide("context", comm.ring(fabric).backward, (_CORE,), wanted=True)
     back.wait("experts", comm.experts(fabric).backward)
     back.wait("tensor y", comm.moments(fabric))
     for linear, product, place in zip(linears, products, _OF_LINEAR, strict=True):
         _input_gradient(back, c, linear, product, place)
-    gathers = 1 - c.full_recompute * (not case.engine.regathers)
+    gathers = 1 - c.full_recompute * (not case.engine.exchange.regathers)
     for which, places in _AHEAD_BACKWARD:
         back.hide("weights z", gathers * linears[which].gather, places, wanted=case.beside.weight_gather)
     scattered = sum((linear.gather for linear in linears), 0 * work.forward)
@@ -214,10 +232,11 @@ def _backward(case: Case, c: Candidates, fabric: Fabric, work: Work, linears: li
     return back
 
 
-def _output(there: _Pass, linear: Linear) -> None:
-    """The sum of an output, which what follows waits for; a gather before or a scatter after a stream."""
-    there.wait(f"tensor {linear.inner_axis}", linear.forward)
-    there.wait("tensor x", linear.stream)
+def _output(there: _Pass, linear: Linear, product: Floats, place: int) -> None:
+    """The sum of an output, or the gather of an input, which the rest waits for unless it goes in pieces."""
+    wanted = there.fabric.case.engine.exchange.in_pieces
+    there.hide_beside(f"tensor {linear.inner_axis}", linear.forward, product, (place,), wanted=wanted)
+    there.hide_beside("tensor x", linear.stream, product, (place,), wanted=wanted)
 
 
 def _input_gradient(back: _Pass, c: Candidates, linear: Linear, product: Floats, place: int) -> None:
@@ -225,7 +244,7 @@ def _input_gradient(back: _Pass, c: Candidates, linear: Linear, product: Floats,
 
     Under sequence parallelism the input is gathered again beside the product of its own gradient.
     """
-    wanted = back.case.beside.input_gradient & ~c.defer_weights
+    wanted = back.fabric.case.beside.input_gradient & ~c.defer_weights
     back.hide_beside(f"tensor {linear.output_axis}", linear.backward, product, (place,), wanted=wanted)
     room = product * (1 + (linear.again > 0))
     back.hide_beside("tensor x", linear.stream + linear.again, room, (place,), wanted=wanted)
@@ -233,8 +252,9 @@ def _input_gradient(back: _Pass, c: Candidates, linear: Linear, product: Floats,
 
 def _shards_back(back: _Pass, sharded: Shards, repeating: Floats) -> None:
     """What data shards, beside a layer's backward and the forward that is repeated for it."""
-    overlap = back.case.beside
-    back.left.append(repeating)
+    overlap = back.fabric.case.beside
+    back.near.append(repeating)
+    back.far.append(repeating)
     places = (*_EVERYWHERE, _PLACES)
     back.hide("weights data", sharded.backward, places, wanted=overlap.weight_gather)
     back.hide("weights data", sharded.scatter, places, wanted=overlap.gradient_reduction)

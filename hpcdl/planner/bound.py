@@ -18,56 +18,56 @@ weights are deferred. tests/planner/test_planner_bound.py holds it against the s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from hpcdl.planner.engines import Engine
 from hpcdl.planner.space import Candidates, Floats, Ints
+from hpcdl.planner.stages import held_by_ranks, layer_counts
 from hpcdl.spec.model import Model
-from hpcdl.spec.partition import last_layers
+
+
+class Rank(NamedTuple):
+    """One rank of each pipeline: its place, its layers, and those of the first chunks of all before it."""
+
+    place: Ints
+    layers: Ints
+    before: Ints
 
 
 @dataclass(frozen=True)
 class Split:
-    """How the layers of a model lie on virtual stages, for every candidate, as ``stage_layers`` has it.
+    """How the layers of a model lie on the ranks of each pipeline.
 
-    ``base`` on each and one more on the first ``extra`` of them; ``last`` on the last one.
+    ``pacing`` are those that can pace it: the first, the last, and before that the latest with most layers.
     """
 
-    layers: int
+    model: Model
+    engine: Engine
     ranks: Ints
     chunks: Ints
-    base: Ints
-    extra: Ints
-    last: Ints
+    pacing: tuple[Rank, Rank, Rank]
 
     @classmethod
-    def of(cls, model: Model, c: Candidates) -> Split:
+    def of(cls, model: Model, engine: Engine, c: Candidates) -> Split:
         """That of every candidate."""
-        stages = np.minimum(c.pipeline * c.interleave, model.layers)  # more are refused, but still estimated
-        known, where = np.unique(stages, return_inverse=True)
-        last = np.array([last_layers(model, int(count)) for count in known], dtype=np.int64)[where]
-        base, extra = np.divmod(model.layers - last, np.maximum(stages - 1, 1))
-        return cls(model.layers, c.pipeline, c.interleave, base, extra, last)
+        most = int(c.interleave.max(initial=1)) + 1
+        known, where = np.unique(c.pipeline * most + c.interleave, return_inverse=True)
+        rows = [_pacing(model, engine, *divmod(int(key), most)) for key in known]
+        table = np.array(rows, dtype=np.int64).reshape(-1, 3, 3)[where]
+        first, fullest, last = (Rank(*table[:, which].T) for which in range(3))
+        return cls(model, engine, c.pipeline, c.interleave, (first, fullest, last))
 
-    def before(self, rank: Ints) -> Ints:
-        """Layers of the first chunks of all ranks before ``rank``."""
-        layers: Ints = rank * self.base + np.minimum(rank, self.extra)
-        return layers
 
-    def on(self, rank: Ints) -> Ints:
-        """Layers of all chunks of ``rank``."""
-        ends = rank == self.ranks - 1
-        whole, some = np.divmod(self.extra, self.ranks)
-        layers: Ints = (self.chunks - ends) * self.base + whole + (rank < some) + ends * self.last
-        return layers
-
-    @property
-    def fullest(self) -> Ints:
-        """Before the last rank, the latest that has as many layers as any there."""
-        some = self.extra % self.ranks
-        rank: Ints = np.maximum(np.where(some > 0, some, self.ranks - 1) - 1, 0)
-        return rank
+@lru_cache(maxsize=4096)
+def _pacing(model: Model, engine: Engine, ranks: int, chunks: int) -> tuple[tuple[int, int, int], ...]:
+    held = held_by_ranks(model, engine, ranks, chunks)
+    counts = layer_counts(model, engine, ranks * chunks)
+    early = held[:-1] or held
+    fullest = max(range(len(early)), key=lambda rank: (early[rank], rank))
+    return tuple((rank, held[rank], sum(counts[:rank])) for rank in (0, fullest, ranks - 1))
 
 
 class Costs(NamedTuple):
@@ -101,8 +101,7 @@ class Bound:
     @property
     def seconds(self) -> Floats:
         """The least that each can take."""
-        first, last = 0 * self.split.ranks, self.split.ranks - 1
-        paced = [self._paced_by(rank) for rank in (first, self.split.fullest, last)]
+        paced = [self._paced_by(rank) for rank in self.split.pacing]
         hops = 2 * (self.split.ranks * self.split.chunks - 1) * self.hop
         trips = np.ceil(self.microbatches / self.in_flight) * (self._trip(self.deferred) + hops)
         found: Floats = np.max([trips, *paced], axis=0)
@@ -110,10 +109,10 @@ class Bound:
 
     @property
     def over_schedules(self) -> Floats:
-        """The least with whatever chunks that leave each end its layers, and whatever is deferred."""
-        ends = (0 * self.split.ranks, self.split.ranks - 1)
-        busiest = np.maximum(*(self._on(rank, self.forward) + self._on(rank, self.backward) for rank in ends))
-        found: Floats = np.maximum(self.microbatches * busiest, self._trip(np.ones_like(self.deferred)))
+        """The least with whatever chunks that leave each rank its layers, and whatever is deferred."""
+        works = [self._on(rank, self.forward) + self._on(rank, self.backward) for rank in self.split.pacing]
+        trip = self._trip(np.ones_like(self.deferred))
+        found: Floats = np.maximum(self.microbatches * np.max(works, axis=0), trip)
         return found
 
     def crowded_seconds(self, crowding: float) -> Floats:
@@ -133,18 +132,16 @@ class Bound:
         """Of one candidate the seconds of forward, backward and weight on each virtual stage."""
         one = self.split
         stages = int(one.ranks[place] * one.chunks[place])
-        layers = np.full(stages, one.base[place])
-        layers[: one.extra[place]] += 1
-        layers[-1] = one.last[place]
+        layers = np.array(layer_counts(one.model, one.engine, stages))
         forward, backward, weight = (
             _on_stages(layers, costs, place) for costs in (self.forward, self.backward, self.weight)
         )
         return forward, backward, weight
 
-    def _paced_by(self, rank: Ints) -> Floats:
+    def _paced_by(self, rank: Rank) -> Floats:
         """What ``rank`` needs, with what must come before its first and after its last operation."""
         urgent = self.backward.less(self.weight, self.deferred)
-        start, end = (self._before(rank, costs) + rank * self.hop for costs in (self.forward, urgent))
+        start, end = (self._before(rank, costs) + rank.place * self.hop for costs in (self.forward, urgent))
         whole = self._on(rank, self.forward) + self._on(rank, self.backward)
         owed = self.deferred * self._on(rank, self.weight)
         return start + np.maximum(self.microbatches * whole, self.microbatches * (whole - owed) + end)
@@ -153,18 +150,18 @@ class Bound:
         """One microbatch's way there and back, messages aside."""
         way: Floats = np.zeros_like(self.hop)
         for costs in (self.forward, self.backward.less(self.weight, deferred)):
-            way = way + costs.begin + self.split.layers * costs.layer + costs.end
+            way = way + costs.begin + self.split.model.layers * costs.layer + costs.end
         return way
 
-    def _on(self, rank: Ints, costs: Costs) -> Floats:
+    def _on(self, rank: Rank, costs: Costs) -> Floats:
         """All chunks of ``rank``."""
-        begins, ends = rank == 0, rank == self.split.ranks - 1
-        seconds: Floats = begins * costs.begin + self.split.on(rank) * costs.layer + ends * costs.end
+        begins, ends = rank.place == 0, rank.place == self.split.ranks - 1
+        seconds: Floats = begins * costs.begin + rank.layers * costs.layer + ends * costs.end
         return seconds
 
-    def _before(self, rank: Ints, costs: Costs) -> Floats:
+    def _before(self, rank: Rank, costs: Costs) -> Floats:
         """The first chunks of all ranks before ``rank``."""
-        return (rank > 0) * costs.begin + self.split.before(rank) * costs.layer
+        return (rank.place > 0) * costs.begin + rank.before * costs.layer
 
 
 def _on_stages(layers: Ints, costs: Costs, place: int) -> tuple[float, ...]:

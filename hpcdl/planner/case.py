@@ -54,13 +54,13 @@ class Case:
 
     @property
     def attention(self) -> Attention:
-        """The kernel."""
-        return self.engine.attention
+        """The kernel; one that is never whole has no scores of which dropout could drop some."""
+        return "naive" if self.model.dropout and self.engine.attention == "flash" else self.engine.attention
 
     @property
     def beside(self) -> Overlap:
         """What runs beside computing: asked for, and possible with this engine."""
-        able = self.engine.overlap
+        able = self.engine.exchange.overlap
         return Overlap(**{name: asked and getattr(able, name) for name, asked in self.overlap})
 
     @property

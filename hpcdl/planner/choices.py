@@ -3,7 +3,7 @@
 A *node* is a choice of everything but what its schedule and its memory leave open: how a pipeline is
 interleaved and whether it defers weight gradients (``Space.schedules``), how many layers lie between the
 activations that full recomputation keeps, and what is offloaded (``planner.offload``). Numbers of chunks
-that leave the first and the last rank the same layers are one node, so all of its schedules do the same work.
+that leave every rank the same layers are one node, so all of its schedules do the same work.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from hpcdl.planner.bound import Split
 from hpcdl.planner.divisors import divisors, factorisations
 from hpcdl.planner.engines import HPCDL, Engine
 from hpcdl.planner.space import FULL, ORDERS, SELECTIVE, Bools, Candidates, Ints
+from hpcdl.planner.stages import held_by_ranks
 from hpcdl.spec.decomposition import AXES, RULES, Decomposition
 from hpcdl.spec.model import Model
 
@@ -156,13 +155,9 @@ class Space:
         if depth > 1 and "interleave" in self.offered:
             fullest = -(-self.model.layers // depth)
             possible = [count for count in divisors(fullest) if depth * count <= self.model.layers]
-        pipelines = Candidates.grids(
-            pipeline=np.full(len(possible), depth), interleave=np.array(possible, dtype=np.int64)
-        )
-        split = Split.of(self.model, pipelines)
-        ends = zip(split.on(0 * split.ranks), split.on(split.ranks - 1), strict=True)
-        groups: dict[Any, list[int]] = {}
-        for held, count in zip(map(tuple, ends), possible, strict=True):
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for count in possible:
+            held = held_by_ranks(self.model, self.engine, depth, count)
             groups.setdefault(held, []).append(count)
         return {group[0]: group for group in groups.values()}
 

@@ -124,7 +124,7 @@ def shards(fabric: Fabric, elements: Floats) -> Shards:
         return Shards(0.0 * elements, 0.0 * elements, 0.0 * elements)
     gathered = fabric.gather(elements * case.element_bytes, REPLICAS)
     scattered = fabric.gather(elements * _gradient_bytes(fabric), REPLICAS)
-    forward = (c.zero == 3) | (c.zero == 2) & case.engine.reshards
+    forward = (c.zero == 3) | (c.zero == 2) & case.engine.exchange.reshards
     return Shards(forward * gathered, (c.zero == 3) * gathered, (c.zero > 1) * scattered)
 
 
@@ -190,7 +190,7 @@ def gradient_reduction(fabric: Fabric, elements: Floats) -> tuple[Floats, Floats
 def parameter_gather(fabric: Fabric, elements: Floats) -> Floats:
     """New weights after an update that data shared; FSDP gathers them when it next uses them."""
     c, engine = fabric.candidates, fabric.case.engine
-    after = (c.zero == 1) | (c.zero == 2) & (not engine.reshards)
+    after = (c.zero == 1) | (c.zero == 2) & (not engine.exchange.reshards)
     gathered: Floats = after * fabric.gather(elements * fabric.case.element_bytes, REPLICAS)
     return gathered
 
@@ -207,7 +207,7 @@ def tied_embedding(fabric: Fabric) -> Floats:
 def _gradient_bytes(fabric: Fabric) -> Ints:
     """Bytes of an element when gradients are summed over data."""
     kept = state.gradient_bytes(fabric.case, fabric.candidates, state.sparsity(fabric.case))
-    return np.minimum(kept, max(fabric.case.engine.reduced_bytes, fabric.case.element_bytes))
+    return np.minimum(kept, max(fabric.case.engine.exchange.reduced_bytes, fabric.case.element_bytes))
 
 
 def _tokens(fabric: Fabric) -> Floats:

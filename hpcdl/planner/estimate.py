@@ -20,6 +20,7 @@ from hpcdl.planner.case import Case
 from hpcdl.planner.fabric import Fabric
 from hpcdl.planner.overlap import beside
 from hpcdl.planner.space import Bools, Candidates, Floats, Ints
+from hpcdl.planner.stages import layers_of_ranks
 from hpcdl.stage import Flow
 
 FORMULAS = {
@@ -41,24 +42,27 @@ FORMULAS = {
     "pipeline messages": "(start + hop + tokens·h/y·bytes/bandwidth) · messages the busiest rank waits for",
     "shared cores": "waiting for a core: the work of all ranks / cores, less the time already counted",
     "gradient reduction": "over data: what the last backward leaves, its last chunk at least, and price",
-    "parameter gather": "ZeRO-1 and 2: parameters of a rank gathered over data after the update",
+    "parameter gather": "ZeRO-1 and 2: new parameters over data, less the next forward where engines do so",
     "tied embedding": "all-reduce of V·h/(x·y·z) gradients between the first and the last stage",
-    "world all-reduce": "loss and gradient norm: 2·log2(ranks)·latency",
+    "world all-reduce": "loss and gradient norm: start and hops only",
     "optimizer": "parameters of a rank · bytes an update / memory rate",
     "offloaded update": "12 bytes a parameter / host link + half of optimizer; or 40 bytes / host rate",
     "expansion": "pruning: bytes of the weights, the index and what is kept / memory rate",
     "step overhead": "once a step, from the profile",
-    "weights": "parameters of a rank · (fp32 4, bf16 2) bytes; kept elements of pruned ones once more",
+    "weights": "parameters of a rank · (fp32 4, else 2) bytes; kept elements of pruned ones once more",
     "gradients": "kept parameters of a rank · 4 bytes; pruned or offloaded those of the model's type",
-    "optimizer state": "kept parameters of a rank · (fp32 8, bf16 12) bytes, with ZeRO-1 / data",
+    "optimizer state": "kept parameters of a rank · (fp32 8, else 12) bytes, with ZeRO-1 / data",
+    "main gradients": "fp32 copies of 16-bit gradients, of engines that make them for the update",
     "sparse index": "kept elements of pruned matrices · 4 bytes",
     "update staging": "one training.bucket_mib · (offload: optimizer 16, pruning in bf16 4) bytes an element",
-    "activations": "microbatches in flight · layers · what autograd keeps; the last stage one microbatch",
-    "logits": "tokens · V/x · (8, bf16 10) bytes, last stage",
-    "working weights": "one layer gathered over z, and one matrix's whole gradient",
+    "activations": "microbatches in flight · layers · what autograd keeps, and layers that are made again",
+    "layer backward": "gradients of one layer's activations, and what selective recomputation makes again",
+    "logits": "at the loss: tokens · V/x · (fp32 8, bf16 10) bytes; 2 while the head's gradient is made",
+    "working weights": "gathered over z, or by ZeRO-3; gradients that are not yet added up",
     "reduction buckets": "two chunks of training.bucket_mib · buckets_per_chunk",
-    "allocator slack": "what the allocator reserves beyond tensors: slack · allocated",
+    "allocator slack": "reserved beyond tensors: slack · allocated, as far as there is room",
     "framework": "device context and libraries, from the profile",
+    "communicators": "groups with collectives · the profile's communicator_gib",
     "host memory": "12 bytes a kept parameter; offload: parameters matrices and gradients too; activations",
 }
 """What stands behind each term. m microbatches, p stages, P parameters of a layer, V vocab, h hidden."""
@@ -88,9 +92,10 @@ class Term:
 def memory_tree(terms: dict[str, Floats]) -> Term:
     """Bytes as three nested sums: allocated tensors, reserved by the allocator, in use on the device."""
     leaves = [Term(name, terms[name]) for name in memory.TERMS]
-    allocated = Term.total("allocated", *leaves[:-2])
-    reserved = Term.total("reserved", allocated, leaves[-2])
-    return Term.total("device", reserved, leaves[-1])
+    tensors = len(memory.TENSORS)
+    allocated = Term.total("allocated", *leaves[:tensors])
+    reserved = Term.total("reserved", allocated, leaves[tensors])
+    return Term.total("device", reserved, *leaves[tensors + 1 :])
 
 
 def step_tree(case: Case, c: Candidates, *, drive: Bools | bool = True) -> Term:
@@ -184,10 +189,16 @@ class _Stage:
         return comm.hop(self.fabric)
 
     @cached_property
+    def ends(self) -> tuple[Ints, Ints]:
+        """Layers of the first rank, or of one between that has more, and of the last."""
+        first, inner, last = layers_of_ranks(self.case, self.candidates)
+        return np.maximum(first, inner), last  # the embedding takes hardly any time
+
+    @cached_property
     def at_last(self) -> Bools:
         """Whether it is the last stage."""
         begin, layer, end = self.blocks
-        first, last = state.layers_of_stages(self.case, self.candidates)
+        first, last = self.ends
         verdict: Bools = last * layer.seconds + end.seconds >= first * layer.seconds + begin.seconds
         verdict |= self.candidates.pipeline == 1
         return verdict
@@ -195,8 +206,18 @@ class _Stage:
     @cached_property
     def layers(self) -> Ints:
         """Layers on it."""
-        first, last = state.layers_of_stages(self.case, self.candidates)
+        first, last = self.ends
         return np.where(self.at_last, last, first)
+
+    @property
+    def free(self) -> Floats:
+        """Computing of one backward beside which nothing runs."""
+        return self.layers * self.blocks[1].free
+
+    @property
+    def ahead(self) -> Floats:
+        """The same of one forward."""
+        return self.layers * self.blocks[1].ahead
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -223,7 +244,7 @@ class _Stage:
             Costs(*(getattr(one, part) for one in self.blocks)) for part in ("forward", "backward", "weight")
         )
         return Bound(
-            split=Split.of(self.case.model, self.candidates),
+            split=Split.of(self.case.model, self.case.engine, self.candidates),
             microbatches=self.microbatches,
             in_flight=self.candidates.in_flight(self.case.training.global_batch),
             deferred=self.candidates.defer_weights.astype(np.int64),
@@ -236,8 +257,7 @@ class _Stage:
     @cached_property
     def after_backward(self) -> list[Term]:
         """What follows the pipeline."""
-        _, layer, _ = self.blocks
-        return _after_backward(self.case, self.fabric, self.layers * layer.free)
+        return _after_backward(self.case, self.fabric, self)
 
     def on_the_clock(self, drive: Bools) -> Floats:
         """Seconds of the pipelines by the engine's own machine where ``drive`` is; of others the least."""
@@ -260,18 +280,18 @@ class _Stage:
         return seconds + self.waiting(seconds) + sum(term.value for term in self.after_backward)
 
 
-def _after_backward(case: Case, fabric: Fabric, free: Floats) -> list[Term]:
+def _after_backward(case: Case, fabric: Fabric, stage: _Stage) -> list[Term]:
     """What follows the pipeline: gradient reduction that the last backward cannot hide, and the update."""
     c = fabric.candidates
     elements = offload.largest_shard(case, c)
-    reduction = _reduction(case, fabric, elements, free)
+    reduction = _reduction(case, fabric, elements, stage.free)
     own = elements / c.owners
     updated = case.crowding * compute.optimizer(case, own) - _early(case, fabric, elements, reduction)
     pruned = np.maximum(*(state.shard(case, c, is_last=end).pruned for end in (False, True)))
     same: Ints = np.ones(len(c), dtype=np.int64)
     return [
         Term("gradient reduction", reduction),
-        Term("parameter gather", comm.parameter_gather(fabric, elements)),
+        Term("parameter gather", _new_weights(case, fabric, elements, stage.ahead)),
         Term("tied embedding", comm.tied_embedding(fabric)),
         Term("world all-reduce", same * fabric.world()),
         Term("optimizer", (c.offloaded == 0) * updated),
@@ -286,6 +306,13 @@ def _reduction(case: Case, fabric: Fabric, elements: Floats, free: Floats) -> Fl
     whole, last_chunk = comm.gradient_reduction(fabric, elements)
     found = beside(case.profile, whole - last_chunk, free, wanted=case.beside.gradient_reduction)
     return last_chunk + found.exposed + found.price
+
+
+def _new_weights(case: Case, fabric: Fabric, elements: Floats, ahead: Floats) -> Floats:
+    """Gathering them after the update, or beside the next forward where the engine does that."""
+    gathered = comm.parameter_gather(fabric, elements)
+    found = beside(case.profile, gathered, ahead, wanted=case.engine.exchange.gathers_ahead)
+    return found.exposed + found.price
 
 
 def _early(case: Case, fabric: Fabric, elements: Floats, exposed: Floats) -> Floats:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from hpcdl.errors import UsageError
 from hpcdl.planner.estimate import FORMULAS
 from hpcdl.planner.plan import Plan
 from hpcdl.planner.rank import Candidate, offloaded
+from hpcdl.planner.remedies import remedies
 from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES
 from hpcdl.units import GIB, format_bytes, format_seconds
 
@@ -23,10 +25,10 @@ def explain(plan: Plan, rank: int = 1) -> list[str]:
     Raises:
         UsageError: the plan holds no such rank.
     """
-    if not 1 <= rank <= len(plan.candidates):
-        raise UsageError(f"rank {rank} is not in this plan, which holds 1 to {len(plan.candidates)}")
-    candidate = plan.candidates[rank - 1]
+    candidate = chosen(plan, rank)
     lines = [_headline(candidate), "", *_time(candidate), "", *_memory(candidate, plan.budget_gib)]
+    if candidate.memory_gib > plan.budget_gib:
+        lines += ["", *_remedies(plan, candidate)]
     if plan.without:
         lines += ["", *_without(plan)]
     if plan.rivals:
@@ -34,6 +36,41 @@ def explain(plan: Plan, rank: int = 1) -> list[str]:
     if plan.refused:
         lines += ["", _counts(plan), *_refusals(plan)]
     return [*lines, "", *candidate.notes]
+
+
+def explanation(plan: Plan) -> dict[str, Any]:
+    """The rivals of the best and the refusals, as plain values under documented names."""
+    rivals = {
+        name: {
+            "candidate": rival.to_json(),
+            "slower": rival.step_seconds / plan.best.step_seconds - 1,
+            "differences": {
+                term: seconds - plan.best.breakdown[term] for term, seconds in rival.breakdown.items()
+            },
+        }
+        for name, rival in plan.rivals.items()
+    }
+    refused = {reason: {"count": count, "why": _why(plan, reason)} for reason, count in plan.refused.items()}
+    misfit = _misfit(plan)
+    found = remedies(plan.case, misfit.decomposition) if misfit else ()
+    changes = [{"change": remedy.change, "need": remedy.need, "fits": remedy.suffices} for remedy in found]
+    return {
+        "rivals": rivals,
+        "refused": refused,
+        "nearest_misfit": misfit and misfit.to_json(),
+        "remedies": changes,
+    }
+
+
+def chosen(plan: Plan, rank: int) -> Candidate:
+    """The candidate of ``rank``.
+
+    Raises:
+        UsageError: the plan holds no such rank.
+    """
+    if not 1 <= rank <= len(plan.candidates):
+        raise UsageError(f"rank {rank} is not in this plan, which holds 1 to {len(plan.candidates)}")
+    return plan.candidates[rank - 1]
 
 
 def _headline(candidate: Candidate) -> str:
@@ -63,6 +100,14 @@ def _memory(candidate: Candidate, budget_gib: float) -> Iterator[str]:
     if candidate.host_memory_gib:
         name = "host memory"
         yield f"  {format_bytes(candidate.host_memory_gib * GIB):>12}  besides  {name}: {FORMULAS[name]}"
+
+
+def _remedies(plan: Plan, candidate: Candidate) -> Iterator[str]:
+    """Every single change that would make a candidate fit, smallest first."""
+    fitting = [remedy for remedy in remedies(plan.case, candidate.decomposition) if remedy.suffices]
+    yield "it would fit with one of" if fitting else "no single change would make it fit"
+    for remedy in fitting:
+        yield f"  {remedy.need:6.1%} of what a rank may use: {remedy}"
 
 
 def _without(plan: Plan) -> Iterator[str]:
@@ -116,16 +161,32 @@ def _counts(plan: Plan) -> str:
 
 def _refusals(plan: Plan) -> Iterator[str]:
     for reason, count in plan.refused.items():
-        yield f"  {count:8}  {reason}: {_CONDITIONS.get(reason, _lack(plan))}"
+        yield f"  {count:8}  {reason}: {_why(plan, reason)}"
+
+
+def _why(plan: Plan, reason: str) -> str:
+    return _CONDITIONS[reason] if reason in _CONDITIONS else _lack(plan)
+
+
+def _misfit(plan: Plan) -> Candidate | None:
+    """Of what does not fit, the leanest."""
+    return plan.best if plan.infeasible and plan.best.memory_gib > plan.budget_gib else plan.nearest_misfit
 
 
 def _lack(plan: Plan) -> str:
     """What the leanest of those that need too much memory spends it on."""
-    misfit = plan.nearest_misfit
+    misfit = _misfit(plan)
     if misfit is None:
         return "more than a rank's memory holds"
     term, gib = max(misfit.memory_breakdown.items(), key=lambda item: item[1])
     return (
         f"the leanest, {misfit.decomposition}, needs {misfit.memory_gib:.1f} of {plan.budget_gib:.1f} GiB, "
-        f"most of it {term} ({gib:.1f} GiB)"
+        f"most of it {term} ({gib:.1f} GiB); {_way_out(plan, misfit)}"
     )
+
+
+def _way_out(plan: Plan, misfit: Candidate) -> str:
+    """The smallest single change that would make it fit."""
+    found = remedies(plan.case, misfit.decomposition)
+    smallest = next((remedy for remedy in found if remedy.suffices), None)
+    return f"it would fit with {smallest}" if smallest else "no single change would make it fit"

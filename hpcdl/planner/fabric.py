@@ -44,6 +44,7 @@ class Fabric:
     candidates: Candidates
     _bandwidths: dict[str, Floats] = field(default_factory=dict, compare=False)
     _passages: dict[str, _Passage] = field(default_factory=dict, compare=False)
+    _insides: dict[str, Bools] = field(default_factory=dict, compare=False)
 
     def size(self, axis: str) -> Ints:
         """Degree along ``axis``."""
@@ -60,7 +61,7 @@ class Fabric:
             return c.inner("data") // c.context
         if axis == "expert":
             return c.inner("data")
-        if self.case.engine.y_inside and axis in ("x", "y"):
+        if self.case.engine.exchange.y_inside and axis in ("x", "y"):
             return np.ones_like(c.x) if axis == "y" else c.y
         return c.inner(axis)
 
@@ -72,7 +73,7 @@ class Fabric:
         """
         if axis not in self._bandwidths:
             inner, size = self.inner(axis), self.size(axis)
-            inside = self._inside(axis)
+            inside = self.inside(axis)
             ranks = self.case.layout.ranks_per_node
             links = self._links(np.where(inside, inner, 1), np.where(inside, size, ranks))
             self._bandwidths[axis] = np.where(inside, links, np.minimum(self._across(inner), links))
@@ -98,7 +99,7 @@ class Fabric:
     def send(self, count_bytes: Floats, axis: str) -> Floats:
         """One message to the neighbour along ``axis``; free where there is none."""
         profile = self.case.profile
-        hop = np.where(self._inside(axis), profile.hop_latency_s, profile.network_latency_s)
+        hop = np.where(self.inside(axis), profile.hop_latency_s, profile.network_latency_s)
         message = hop + count_bytes / self.bandwidth(axis)
         return self._start(axis) + np.where(self.size(axis) > 1, message, 0.0)
 
@@ -110,6 +111,13 @@ class Fabric:
         inside = (layout.ranks_per_node - 1) * profile.hop_latency_s
         across = np.ceil(np.log2(layout.nodes)) * profile.network_latency_s
         return float(profile.collective_latency_s + 2 * (inside + across))
+
+    def inside(self, axis: str) -> Bools:
+        """Whether the groups along ``axis`` stay in a node."""
+        if axis not in self._insides:
+            nested: Bools = self._ranks % (self.inner(axis) * self.size(axis)) == 0
+            self._insides[axis] = nested | (self.case.layout.nodes == 1)
+        return self._insides[axis]
 
     @property
     def _ranks(self) -> int:
@@ -133,17 +141,12 @@ class Fabric:
         across = (nodes - 1) / size / np.minimum(self._across(inner * near), links)
         return _Passage(hops, (size - 1) / size / self.bandwidth(axis), np.maximum(inside, across))
 
-    def _inside(self, axis: str) -> Bools:
-        """Whether the groups along ``axis`` stay in a node."""
-        inside: Bools = self._ranks % (self.inner(axis) * self.size(axis)) == 0
-        return inside | (self.case.layout.nodes == 1)
-
     def _near(self, axis: str) -> Ints:
         """Members of a group to a node; 1 where they do not lie evenly."""
         size, inner = self.size(axis), self.inner(axis)
         most = np.maximum(1, self._ranks // inner)
         even = (size % most == 0) & (self._ranks % inner == 0)
-        return np.where(self._inside(axis), size, np.where(even, most, 1))
+        return np.where(self.inside(axis), size, np.where(even, most, 1))
 
     def _across(self, sharing: Ints) -> Floats:
         """Injection of a node that ``sharing`` rings share, at most one a rank; one node needs none."""

@@ -106,7 +106,7 @@ def _count(resources: Resources, node: NodeType, key: str) -> tuple[int, int]:
 
 def _fewest_nodes(gpus: int, devices: int) -> int:
     """The fewest nodes over which ``gpus`` ranks spread evenly."""
-    return next(nodes for nodes in range(-(-gpus // devices), gpus + 1) if gpus % nodes == 0)
+    return gpus // max(ranks for ranks in range(1, devices + 1) if gpus % ranks == 0)
 
 
 def _check_account(resources: Resources, site: Site, environment: Mapping[str, str]) -> None:

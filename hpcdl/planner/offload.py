@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdl.planner import comm, compute, memory, state
+from hpcdl.planner import activations, comm, compute, memory, state
 from hpcdl.planner.case import Case
 from hpcdl.planner.fabric import Fabric
 from hpcdl.planner.space import Bools, Candidates, Floats
@@ -40,7 +40,7 @@ class Copies:
 def layer(case: Case, c: Candidates) -> Copies:
     """Those of one layer."""
     elements = sum(matrix.rows * matrix.columns for matrix in case.model.layer_matrices) / c.tensor
-    kept = c.offload_activations * memory.boundary(case, c) / c.recompute_every
+    kept = c.offload_activations * activations.boundary(case, c) / c.recompute_every
     return _copies(case, c, elements, kept)
 
 

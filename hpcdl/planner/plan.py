@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpcdl.planner import memory, rank
-from hpcdl.planner.advice import Sizes, default_layout, nearest, nothing_fits, relaxed, too_big
+from hpcdl.planner.advice import Sizes, default_layout, nearest, nothing_fits, too_big, what_helps
 from hpcdl.planner.case import Case
 from hpcdl.planner.cautions import cautions
 from hpcdl.planner.engines import HPCDL, Engine
@@ -40,7 +40,7 @@ class Plan:
     experiment: str
     site: str
     gpus: int
-    layout: Layout
+    case: Case  # what was asked, as the cost model sees it
     evaluated: int
     feasible: int
     refused: dict[str, int]
@@ -56,6 +56,11 @@ class Plan:
     interrupted: bool = False  # this is the best of what was looked at before somebody pressed Ctrl-C
 
     @property
+    def layout(self) -> Layout:
+        """Where the ranks lie."""
+        return self.case.layout
+
+    @property
     def best(self) -> Candidate:
         """The fastest candidate."""
         return self.candidates[0]
@@ -69,6 +74,7 @@ class Plan:
         document = {name: getattr(self, name) for name in names}
         return {
             **document,
+            "engine": self.case.engine.name,
             "candidates": [candidate.to_json() for candidate in self.candidates[:top]],
             "without": {name: one.to_json() for name, one in self.without.items()},
             "warnings": list(self.warnings),
@@ -91,8 +97,8 @@ def plan(  # noqa: PLR0913, PLR0917 - what is asked, and how it is to be answere
         gpus: devices in all, one rank each. They lie as ``resources`` says, else on the fewest nodes.
         profile: what devices reach of their peaks; by default the shipped one of their kind.
         engine: what is to run it.
-        watch: told during a search how many parts of how many are done. Ctrl-C then ends the search, and the
-            plan is of what was found.
+        watch: told during a search how many parts of how many are done. With it Ctrl-C ends only the search,
+            and the plan is of what was found.
 
     Raises:
         InfeasibleError: ``parallelism: auto`` and no decomposition fits, with the reasons counted.
@@ -128,6 +134,33 @@ def _searched(case: Case, ask: _Ask, watch: Watch | None) -> Search:
     return search
 
 
+def estimate(
+    experiment: Experiment,
+    site: Site,
+    decomposition: Decomposition,
+    profile: Profile | None = None,
+    engine: Engine = HPCDL,
+) -> Candidate:
+    """Judge one decomposition on as many devices as it has ranks, whatever ``parallelism`` says.
+
+    Args:
+        experiment: what is trained.
+        site: where.
+        decomposition: how it is spread over ranks.
+        profile: as of ``plan``.
+        engine: what is to run it.
+
+    Returns:
+        Its estimate, also if it cannot run; then ``refusals`` says why.
+
+    Raises:
+        InfeasibleError, SiteError: the site cannot place so many ranks.
+        UsageError: no such queue, or a precision the device lacks.
+    """
+    asked = experiment.model_copy(update={"parallelism": decomposition})
+    return plan(asked, site, decomposition.ranks, profile, engine).best
+
+
 def build_case(experiment: Experiment, site: Site, layout: Layout, profile: Profile | None = None) -> Case:
     """What the cost model needs to know, with the precision checked."""
     node = site.nodes[find_partition(experiment.resources.queue, site)[1].node]
@@ -157,7 +190,7 @@ class _Ask:
             experiment=self.experiment.name,
             site=self.site.name,
             gpus=self.gpus,
-            layout=self.case.layout,
+            case=self.case,
             budget_gib=memory.budget(self.case) / GIB,
             search_seconds=time.perf_counter() - self.started,
             **found,
@@ -211,8 +244,9 @@ def _judge(ask: _Ask, d: Decomposition) -> Plan:
     reasons = _objections(case, d)
     (estimated,) = Pool(case, Candidates.of(d)).pick(np.array([0]), [0])
     if not memory.fits(case, Candidates.of(d))[0]:
-        reasons[_NO_MEMORY] = "\n".join([too_big(case, estimated), *relaxed(case, d)])
-    candidate = replace(estimated, decomposition=d, notes=(*reasons.values(), *estimated.notes))
+        reasons[_NO_MEMORY] = "\n".join([too_big(case, estimated), *what_helps(case, d)])
+    refusals = tuple(reasons.values())
+    candidate = replace(estimated, decomposition=d, notes=(*refusals, *estimated.notes), refusals=refusals)
     return ask.answer(
         evaluated=1,
         feasible=0 if reasons else 1,

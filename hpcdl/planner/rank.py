@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpcdl.planner import memory, state
+from hpcdl.planner.assumptions import untested
 from hpcdl.planner.case import Case
 from hpcdl.planner.estimate import Term, memory_tree, step_tree
 from hpcdl.planner.space import Bools, Candidates, Floats, Ints
@@ -78,11 +79,17 @@ class Candidate:
     breakdown: dict[str, float]  # seconds; they sum to step_seconds
     memory_breakdown: dict[str, float]  # GiB; they sum to memory_gib
     notes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()  # why it cannot run; only what was asked for by name is refused and kept
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under documented names."""
         decomposition = self.decomposition.model_dump()
-        return {**vars(self), "decomposition": decomposition, "notes": list(self.notes)}
+        return {
+            **vars(self),
+            "decomposition": decomposition,
+            "notes": list(self.notes),
+            "refusals": list(self.refusals),
+        }
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,9 @@ def _notes(case: Case, d: Decomposition) -> tuple[str, ...]:
     count = "1 microbatch" if m == 1 else f"{m} microbatches"
     notes = [f"{count} of {d.microbatch} x {case.model.sequence} tokens, {case.training.precision}"]
     if d.x * d.y * d.z > 1:
-        notes.append("collectives along x, y and z block; weights over z are gathered again every microbatch")
+        notes.append("collectives along x, y and z count as far as no product hides them")
+    if d.z > 1 or d.zero == 3:
+        notes.append(f"weights over {'z' if d.z > 1 else 'data'} are gathered again every microbatch")
     if d.pipeline > 1 and case.model.layers % d.pipeline:
         notes.append(
             f"{case.model.layers} layers do not divide by {d.pipeline} stages; the first ones get one more"
@@ -161,6 +170,7 @@ def _notes(case: Case, d: Decomposition) -> tuple[str, ...]:
     elif not case.on_cpu and case.layout.ranks_per_node < case.node.devices:
         notes.append(f"{case.layout.ranks_per_node} of {case.node.devices} devices of each node are used")
     notes.append(f"efficiencies: {case.profile.source} ({case.profile.date})")
+    notes += untested(case, d)
     return tuple(notes)
 
 

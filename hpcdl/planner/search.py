@@ -104,10 +104,7 @@ class Search:
         if not len(leaders):
             return 0.0
         least, reach = float(leaders.seconds[0]), leaders.limit
-        try:
-            self.doubtful = leaders.settle()
-        except KeyboardInterrupt:
-            self.interrupted = True
+        self.doubtful = leaders.settle()
         best = float(leaders.seconds[0])
         return 0.0 if best <= reach else best / least
 
@@ -117,7 +114,7 @@ class Search:
         return {**self.space.refused, **({MEMORY: self.misfits} if self.misfits else {})}
 
     def _run(self, watch: Watch | None) -> None:
-        """Go through the whole space, or until somebody presses Ctrl-C: then what was found stands."""
+        """Go through the whole space; for who watches Ctrl-C ends that, and what was found stands."""
         try:
             for block in self.space.blocks():
                 self._go_through(block)
@@ -125,6 +122,8 @@ class Search:
                 if watch:
                     watch(self.done, self.space.parts)
         except KeyboardInterrupt:
+            if watch is None:
+                raise
             self.interrupted = True
 
     def _go_through(self, block: Candidates) -> None:

@@ -106,8 +106,8 @@ class Candidates:
 
     @property
     def owners(self) -> Ints:
-        """Ranks along data that share the optimizer state of the same weights."""
-        return np.where(self.zero > 0, self.data, 1)
+        """Ranks along data and context that share the optimizer state of the same weights."""
+        return np.where(self.zero > 0, self.data * self.context, 1)
 
     def microbatches(self, global_batch: int) -> Ints:
         """Microbatches a pipeline runs in one step; the last may be smaller."""

@@ -17,19 +17,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from hpcdl.planner.case import Case
-from hpcdl.planner.space import Candidates, Floats, Ints
+from hpcdl.planner.engines import FP32
+from hpcdl.planner.space import Bools, Candidates, Floats, Ints
+from hpcdl.planner.stages import layers_of_ranks
 from hpcdl.spec.model import Model
-from hpcdl.spec.partition import stage_layers
 from hpcdl.spec.training import Pruning
 from hpcdl.units import MIB
 
-TERMS = ("weights", "gradients", "optimizer state", "sparse index", "update staging")
+TERMS = ("weights", "gradients", "optimizer state", "main gradients", "sparse index", "update staging")
 """What ``on_device`` gives."""
 
 OPTIMIZER, PARAMETERS = 1, 2
@@ -42,14 +42,14 @@ _INDEX = 4
 
 @dataclass(frozen=True)
 class Shard:
-    """Parameters of one rank of the first or the last stage, for every candidate."""
+    """Parameters of one rank, for every candidate."""
 
     layers: Ints
-    layer: Floats  # the matrices of one layer
+    layer: Floats  # the matrices of one layer, with its experts
     embedding: Floats
     head: Floats  # 0 where it is the embedding itself
+    routed: Floats  # of the layers', what belongs to experts
     vectors: Floats  # norms, biases and positions
-    in_use: Floats  # the largest two matrices that are used one after the other
     pruned: Floats  # of the matrices, those that lose elements, before they do
 
     @property
@@ -65,43 +65,40 @@ class Shard:
 
 def layers_of_stages(case: Case, c: Candidates) -> tuple[Ints, Ints]:
     """Layers of the first rank of a pipeline, and of the last, over all their virtual stages."""
-    chunks = int(c.interleave.max(initial=1)) + 1
-    pipelines, where = np.unique(c.pipeline * chunks + c.interleave, return_inverse=True)
-    ends = [_layers_of_ends(case.model, *divmod(int(pipeline), chunks)) for pipeline in pipelines]
-    first, last = np.array(ends, dtype=np.int64).reshape(-1, 2)[where].T
-    return first, last
-
-
-@lru_cache(maxsize=4096)
-def _layers_of_ends(model: Model, ranks: int, chunks: int) -> tuple[int, int]:
-    stages = min(ranks * chunks, model.layers)  # more are refused, but still shown with an estimate
-    first, last = (
-        sum(len(stage_layers(model, stages, stage)) for stage in range(rank, stages, ranks))
-        for rank in (0, ranks - 1)
-    )
+    first, _, last = layers_of_ranks(case, c)
     return first, last
 
 
 def shard(case: Case, c: Candidates, *, is_last: bool) -> Shard:
     """What one rank of the first or the last stage holds: matrices over x·y·z, vectors over x or y."""
-    model = case.model
-    layers = layers_of_stages(case, c)[1 if is_last else 0]
     alone = c.pipeline == 1
     begins, ends = (alone, True) if is_last else (True, alone)
+    return _shard(case, c, layers_of_stages(case, c)[1 if is_last else 0], begins=begins, ends=ends)
+
+
+def inner_shard(case: Case, c: Candidates) -> Shard:
+    """What the fullest rank between the first and the last stage holds."""
+    nowhere = np.zeros(len(c), dtype=np.bool_)
+    return _shard(case, c, layers_of_ranks(case, c).inner, begins=nowhere, ends=nowhere)
+
+
+def _shard(case: Case, c: Candidates, layers: Ints, *, begins: Bools | bool, ends: Bools | bool) -> Shard:
+    model, alone = case.model, c.pipeline == 1
     vocabulary = model.vocab * model.hidden / c.tensor
     positions = model.embedding_parameters - model.vocab * model.hidden
     norm = model.head_parameters - (0 if model.tied else model.vocab * model.hidden)
     # A tied head is the embedding itself in a pipeline of one stage and a copy of it otherwise.
     own_head = ends * (~alone if model.tied else np.ones(len(c), dtype=np.bool_))
-    layer = sum(_sizes(model)) / c.tensor
+    routed = sum(_routed_sizes(model)) / (c.tensor * c.expert)
+    layer = sum(_dense_sizes(model)) / c.tensor + routed
     held = (layers * layer, begins * vocabulary, own_head * vocabulary)
     return Shard(
         layers=layers,
         layer=layer,
         embedding=held[1],
         head=held[2],
+        routed=layers * routed,
         vectors=layers * _layer_vectors(case, c) + begins * (positions / c.y) + ends * (norm / c.y),
-        in_use=_in_use(model, c, held[1], ends * vocabulary),
         pruned=sum(
             (share * part for share, part in zip(_pruned_shares(case), held, strict=True)), 0.0 * layer
         ),
@@ -141,24 +138,39 @@ def pruned_layer(case: Case, c: Candidates) -> Floats:
 def gradient_bytes(case: Case, c: Candidates, sparsity: float) -> Ints:
     """Bytes of one element of a gradient."""
     lean = (c.offloaded > 0) | (sparsity > 0)
-    return np.where(lean, case.element_bytes, 4)
+    return np.where(lean, case.element_bytes, case.engine.recipe(case.training.precision).gradients)
 
 
 def on_device(case: Case, c: Candidates, held: Shard, sparsity: float) -> dict[str, Floats]:
-    """Bytes by TERMS."""
-    element, gradient = case.element_bytes, gradient_bytes(case, c, sparsity)
+    """Bytes by TERMS, all there at any time but "main gradients", which are made for the update."""
+    recipe, engine = case.engine.recipe(case.training.precision), case.engine
     away = c.offloaded == PARAMETERS
     trained, copies = kept(held, sparsity), _copies(held, sparsity)
-    weights = held.vectors + np.where(away, held.in_use, held.matrices + copies)
+    weights = held.vectors + np.where(away, 0.0, held.matrices + copies)
     gradients = np.where(away, held.vectors, trained)
+    # Sharded fp32 weights are their own main copy.
+    own_main = (c.zero == 3) & engine.fp32_shards & (recipe.weights < FP32.weights)
+    weight = np.where(own_main, FP32.weights, recipe.weights)
+    optimizer = np.where(own_main, FP32.optimizer, recipe.optimizer)
     return {
-        "weights": element * weights,
-        "gradients": gradient * gradients,
-        "optimizer state": (c.offloaded == 0) * (8 if element == 4 else 12) * trained / c.owners,
+        "weights": weight * _shared(c, weights, held, c.zero == 3),
+        "gradients": gradient_bytes(case, c, sparsity) * _shared(c, gradients, held, c.zero >= 2),
+        "optimizer state": (c.offloaded == 0) * optimizer * _shared(c, trained, held, c.zero >= 1),
+        "main gradients": (c.offloaded == 0) * recipe.updating * _shared(c, trained, held, c.zero >= 1),
         "sparse index": _INDEX * copies,
         "update staging": _staged_bytes(case, c, sparsity)
         * _bucket(case, c, np.where(away, held.vectors, trained)),
     }
+
+
+def _shared(c: Candidates, elements: Floats, held: Shard, shared: Bools) -> Floats:
+    """What of ``elements`` a rank keeps where replicas share them; those of an expert are fewer."""
+    if not shared.any():
+        return elements
+    replicas = c.data * c.context
+    routed = np.minimum(held.routed, elements)
+    part = (elements + routed * (c.expert - 1)) / replicas
+    return np.where(shared, part, elements)
 
 
 def on_host(case: Case, c: Candidates, held: Shard, sparsity: float) -> Floats:
@@ -193,16 +205,27 @@ def _copies(held: Shard, sparsity: float) -> Floats:
 
 
 def _sizes(model: Model) -> list[int]:
-    """Elements of the matrices of a layer, in the order of their use."""
+    """Elements of the matrices of a layer, in the order of their use; of one expert."""
     return [matrix.rows * matrix.columns for matrix in model.layer_matrices]
 
 
-def _in_use(model: Model, c: Candidates, embedding: Floats, head: Floats) -> Floats:
-    """The largest two neighbours; ``head`` also where it is the embedding."""
-    sizes = _sizes(model)
-    within = max(one + following for one, following in pairwise([*sizes, sizes[0]])) / c.tensor
-    at_ends = np.maximum(embedding + sizes[0] / c.tensor, head + sizes[-1] / c.tensor)
-    return np.maximum(within, at_ends)
+def _dense_sizes(model: Model) -> list[int]:
+    """Those that all tokens go through: attention, and the MLP where there is one, or the router."""
+    return _sizes(model) if model.experts == 1 else [*_sizes(model)[:2], model.router_parameters]
+
+
+def _routed_sizes(model: Model) -> list[int]:
+    """Those of all experts of a layer."""
+    return [] if model.experts == 1 else [model.experts * size for size in _sizes(model)[2:]]
+
+
+def in_use(case: Case, c: Candidates) -> tuple[Floats, Floats]:
+    """With offloaded parameters, bytes of two matrices used in turn: within a layer, at the vocabulary."""
+    sizes = _sizes(case.model)
+    within = max(one + following for one, following in pairwise([*sizes, sizes[0]]))
+    vocabulary = case.model.vocab * case.model.hidden + max(sizes[0], sizes[-1])
+    each = (c.offloaded == PARAMETERS) * case.element_bytes / c.tensor
+    return within * each, vocabulary * each
 
 
 def _layer_vectors(case: Case, c: Candidates) -> Floats:

@@ -36,6 +36,9 @@ class Profile(Frozen):
     optimizer_bytes: float = Field(gt=0, description="memory traffic of one update, bytes a parameter")
     context_gib: float = Field(ge=0, description="framework and communication library, before any tensor")
     allocator_slack: float = Field(ge=0, description="reserved beyond allocated, as a share")
+    communicator_gib: float = Field(
+        0.0, ge=0, description="what the communication library takes for each group with collectives"
+    )
     source: str
     date: str = Field(pattern=r"\d{4}-\d{2}(-\d{2})?")
 
@@ -48,7 +51,9 @@ class Profile(Frozen):
 # Beside collectives computing loses 2 % (InfiniBand) to 15 % (NVLink) in Calculon (SC'23), 9 % to 23 % in
 # Galvatron; NCCL inside training is 30 % slower than alone (vTrain). An update in bf16 reads gradient, main
 # copy and both moments and writes three of them and the weight: 30 bytes. Context and slack are customary,
-# not measured.
+# not measured; what a communicator takes was fitted with them given to every third row of BLOOM's tuning runs
+# (nvidia-smi, docs/planner/memory.md); a report on NCCL has 1.6 GB with one and 6 GB with three (NVIDIA/nccl
+# issue 864).
 _A100 = Profile(
     gemm_efficiency=0.83,
     attention_efficiency=0.48,
@@ -63,6 +68,7 @@ _A100 = Profile(
     optimizer_bytes=30.0,
     context_gib=1.0,
     allocator_slack=0.10,
+    communicator_gib=1.7,
     source="fitted to published A100 step times, NCCL tests",
     date="2026-11",
 )
@@ -81,9 +87,14 @@ _GPUS: dict[str, Profile] = {
             source="A100 values, GEMM and network scaled by AxoNN's measurements on MI250X",
         )
     ),
-    # No matmul of a V100 is at hand; half precision there rarely passes three quarters of 125 TFLOP/s.
+    # No matmul of a V100 is at hand; half precision rarely passes three quarters of 125 TFLOP/s. Buffers
+    # of communicators go with their channels: two rings over EDR, where NVSwitch has two dozen.
     "V100": _A100.model_copy(
-        update=dict(gemm_efficiency=0.70, source="A100 values, GEMM lowered; unverified for V100")
+        update=dict(
+            gemm_efficiency=0.70,
+            communicator_gib=0.2,
+            source="A100 values, GEMM and communicators lowered; unverified for V100",
+        )
     ),
 }
 _HOPPER = ("H200", "GH200", "H100")

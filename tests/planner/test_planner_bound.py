@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcdl.planner.bound import Bound, Costs, Split
+from hpcdl.planner.engines import HPCDL
 from hpcdl.planner.pipeline import simulate
 from hpcdl.planner.space import Candidates
 from hpcdl.spec.decomposition import Decomposition
@@ -30,7 +31,7 @@ def bound(flow, model, forward, backward, weight, hop):
         Costs(*(np.array([part]) for part in (one[0], one[2], one[1]))) for one in (forward, backward, weight)
     ]
     ints = [np.array([int(value)]) for value in (flow.microbatches, flow.limit, flow.defer_weights)]
-    return Bound(Split.of(model, candidates(flow)), *ints, *costs, np.array([hop]))
+    return Bound(Split.of(model, HPCDL, candidates(flow)), *ints, *costs, np.array([hop]))
 
 
 def driven(flow, model, forward, backward, weight, hop):
@@ -51,15 +52,18 @@ def test_a_split_is_that_of_the_partition(layers, ranks, chunks, vocab):
     if ranks * chunks > layers or (ranks == 1 and chunks > 1):
         return
     model = model_of(layers, vocab)
-    split = Split.of(model, candidates(Flow(ranks, 1, chunks)))
+    split = Split.of(model, HPCDL, candidates(Flow(ranks, 1, chunks)))
     held = [
         [len(stage_layers(model, ranks * chunks, chunk * ranks + rank)) for chunk in range(chunks)]
         for rank in range(ranks)
     ]
-    for rank in range(ranks):
-        assert split.on(np.array([rank]))[0] == sum(held[rank])
-        assert split.before(np.array([rank]))[0] == sum(one[0] for one in held[:rank])
-    assert sum(held[int(split.fullest[0])]) == max(map(sum, held[: ranks - 1] or held))
+    first, fullest, last = split.pacing
+    for one in split.pacing:
+        rank = int(one.place[0])
+        assert one.layers[0] == sum(held[rank])
+        assert one.before[0] == sum(part[0] for part in held[:rank])
+    assert (first.place[0], last.place[0]) == (0, ranks - 1)
+    assert fullest.layers[0] == max(map(sum, held[: ranks - 1] or held))
 
 
 @settings(max_examples=150)

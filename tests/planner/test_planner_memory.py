@@ -76,10 +76,10 @@ def test_no_axis_costs_memory_for_state(case_on, axis):
 def test_device_is_reserved_is_allocated_plus_what_stands_between(case_on):
     case = case_on(nodes=4)
     tree = memory_tree(memory.device_memory(case, Space(16, case.model, 64).nodes))
-    reserved, framework = tree.children
+    reserved, framework, communicators = tree.children
     allocated, slack = reserved.children
     assert np.allclose(slack.value, 0.10 * allocated.value)
-    assert np.allclose(tree.value, reserved.value + framework.value)
+    assert np.allclose(tree.value, reserved.value + framework.value + communicators.value)
     assert [leaf.name for leaf in tree.leaves()] == list(memory.TERMS)
     assert (framework.value == 2**30).all()
 

@@ -232,7 +232,7 @@ def test_more_of_anything_is_never_free(case_on):
     full = plain.take(plain.full_recompute)
 
     def step(candidates, level, *, activations=False):
-        return step_tree(case, candidates.offloading(level, activations=activations)).value
+        return step_tree(case, candidates.offloading(level, activations=activations), drive=False).value
 
     assert (step(plain, 2) >= step(plain, 1) * (1 - 1e-12)).all()
     for level in (0, 1, 2):
@@ -255,7 +255,9 @@ def test_the_search_finds_the_best_of_all_levels(case_on, small_memory, gpus, si
     training = Training(global_batch=24, offload_step=step)
     case = case_on(nodes=gpus, ranks_per_node=1, model=MODEL, node=node, training=training)
     plain = Space(gpus, MODEL, 24).nodes
-    everything = Candidates.joined([plain.offloading(level) for level in (0, 1, 2)])
+    full = plain.take(plain.full_recompute)
+    spaced = Candidates.joined([plain, *(full.having(recompute_every=apart) for apart in (2, 4, 8))])
+    everything = Candidates.joined([spaced.offloading(level) for level in (0, 1, 2)])
     everything = everything.take(memory.fits(case, everything))
     judged = offload.variants(case, plain)
     found = judged.candidates.take(judged.fitting)
@@ -268,7 +270,7 @@ def test_the_search_finds_the_best_of_all_levels(case_on, small_memory, gpus, si
 
 
 def best(case, candidates):
-    values = step_tree(case, candidates).value
+    values = step_tree(case, candidates, drive=False).value
     return values[order(candidates, values)[0]]
 
 

@@ -114,3 +114,12 @@ def test_an_engine_hides_only_what_it_can(case_on):
     assert not case.beside.gradient_reduction
     assert case.beside.weight_gather
     assert not replace(case, overlap=NOTHING).beside.weight_gather
+
+
+def test_links_of_a_node_and_the_network_are_busy_by_themselves(case_on):
+    """Sums over x inside nodes leave the network to the reduction over data; sums across nodes do not."""
+    case = replace(case_on(nodes=16, model=BIG, overlap_price=0.0), overlap=Overlap())
+    only = replace(case, overlap=NOTHING.model_copy(update={"gradient_reduction": True}))
+    inside, across = dict(x=4, data=16), dict(x=8, data=8)
+    assert leaves(case, **inside)["gradient reduction"] == leaves(only, **inside)["gradient reduction"]
+    assert leaves(case, **across)["gradient reduction"] > leaves(only, **across)["gradient reduction"]

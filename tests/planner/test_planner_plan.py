@@ -21,11 +21,11 @@ from hpcdl.spec.job import Layout
 
 KEYS = [
     "experiment", "site", "gpus", "evaluated", "feasible", "slower", "refused", "search_seconds", "interrupted",
-    "candidates", "without", "warnings",
+    "engine", "candidates", "without", "warnings",
 ]  # fmt: skip
 CANDIDATE_KEYS = [
     "rank", "decomposition", "step_seconds", "tokens_per_second", "tflops_per_gpu", "mfu", "memory_gib",
-    "host_memory_gib", "breakdown", "memory_breakdown", "notes",
+    "host_memory_gib", "breakdown", "memory_breakdown", "notes", "refusals",
 ]  # fmt: skip
 POLARIS = load_site("polaris")
 
@@ -261,7 +261,8 @@ def test_the_explanation_names_terms_rivals_and_refusals(perlmutter, experiment_
     found = plan(experiment_of(batch=1024, preset="llama3-70b"), perlmutter, 512)
     lines = explain(found)
     text = "\n".join(lines)
-    assert lines[0].startswith(f"rank 1: {found.best.decomposition}, microbatch 1, recompute ")
+    best = found.best.decomposition
+    assert lines[0].startswith(f"rank 1: {best}, microbatch {best.microbatch}, recompute {best.recompute}")
     for words in ("backward: two products", "% slower: ", "kv_heads: kv_heads is not divisible by x",
                   "memory: the leanest, ", f"of {found.evaluated} can run; {found.slower} more are slower",
                   "efficiencies: "):  # fmt: skip

@@ -133,6 +133,14 @@ def test_rivals_along_what_a_node_fixes_are_the_fastest_there_are(case_on, small
         assert least_step(case, leaders.candidates.take(kept)).min() == pytest.approx(least[others].min())
 
 
+def case_that_is_stopped(case, monkeypatch):
+    def stop(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpcdl.planner.search.least_step", stop)
+    return case
+
+
 def test_a_search_tells_how_far_it_is_and_stops_when_asked(case_on, monkeypatch):
     monkeypatch.setattr("hpcdl.planner.choices._BLOCK", 64)
     case = case_on(4, 4, training=Training(global_batch=48))
@@ -146,6 +154,10 @@ def test_a_search_tells_how_far_it_is_and_stops_when_asked(case_on, monkeypatch)
         if done == 2:
             raise KeyboardInterrupt
 
+    with pytest.raises(KeyboardInterrupt):
+        Search.through(case_that_is_stopped(case, monkeypatch), 5)
+    monkeypatch.undo()
+    monkeypatch.setattr("hpcdl.planner.choices._BLOCK", 64)
     part = Search.through(case, 5, watch=impatient)
     assert part.interrupted
     assert part.done == 2

@@ -81,6 +81,14 @@ def test_more_microbatches_gather_more_often(any_case):
     assert few["gradient reduction"] == few["parameter gather"] == 0
 
 
+def test_new_weights_are_gathered_beside_the_next_forward_where_an_engine_does_that(any_case):
+    ours, core = (
+        leaves(any_case(name, nodes=4, model=BIG), data=16, zero=1)["parameter gather"]
+        for name in ("any", "megatron-core")
+    )
+    assert 0 < core < ours
+
+
 def test_engines_reduce_gradients_in_their_type(any_case):
     fp32, fp16 = (
         comm.shards(fabric(any_case(name, nodes=4, **NO_LATENCY), data=16, zero=3), np.array([1e9]))

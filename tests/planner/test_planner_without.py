@@ -30,7 +30,7 @@ def test_nothing_is_offloaded_where_device_and_host_are_one_memory(experiment_of
 
 def test_a_plan_says_what_offload_made_possible(site_with, experiment_of):
     shape = dict(layers=24, hidden=2048, heads=16, vocab=51200, sequence=1024)
-    found = plan(experiment_of(batch=64, **shape), site_with("4GiB"), 16)
+    found = plan(experiment_of(batch=64, **shape), site_with("6GiB"), 16)
     d = found.best.decomposition
     left = found.without["offload"]
     assert d.offload != "none"
@@ -56,7 +56,7 @@ def test_an_explicit_pipeline_says_how_deep_it_would_be_without(site_with, exper
     """As in AxoNN's paper: the scratch pad makes a shorter pipeline possible."""
     shape = dict(layers=24, hidden=2048, heads=16, vocab=51200, sequence=1024)
     asked = {"pipeline": 2, "data": 4, "offload": "optimizer", "recompute": "full", "in_flight": 2, "zero": 1}
-    found = plan(experiment_of(batch=64, parallelism=asked, **shape), site_with("8GiB"), 8)
+    found = plan(experiment_of(batch=64, parallelism=asked, **shape), site_with("12GiB"), 8)
     assert found.infeasible is None
     left = found.without["offload"]
     assert not left.fits
@@ -71,7 +71,7 @@ def test_an_explicit_pipeline_says_how_deep_it_would_be_unpruned(site_with, expe
     shape = dict(layers=24, hidden=2048, heads=16, vocab=51200, sequence=1024)
     experiment = experiment_of(batch=64, parallelism={"pipeline": 2, "data": 4, "recompute": "full"}, **shape)
     training = experiment.training.model_copy(update={"pruning": Pruning(sparsity=0.9)})
-    found = plan(experiment.model_copy(update={"training": training}), site_with("8GiB"), 8)
+    found = plan(experiment.model_copy(update={"training": training}), site_with("12GiB"), 8)
     assert found.infeasible is None
     left = found.without["pruning"]
     assert not left.fits
@@ -90,7 +90,7 @@ def test_a_shorter_pipeline_keeps_the_rules_too(site_with, experiment_of):
 def test_what_does_not_fit_hears_which_offload_would_help(site_with, experiment_of):
     shape = dict(layers=24, hidden=2048, heads=16, vocab=51200, sequence=1024)
     asked = {"pipeline": 2, "data": 4, "recompute": "full"}
-    found = plan(experiment_of(batch=64, parallelism=asked, **shape), site_with("8GiB"), 8)
+    found = plan(experiment_of(batch=64, parallelism=asked, **shape), site_with("12GiB"), 8)
     assert "with parallelism.offload: optimizer it needs " in found.infeasible
     assert "GiB of host memory, and fits" in found.infeasible
 

@@ -1,0 +1,82 @@
+"""``hpcdl plan --compare`` and ``--what-if``: two plans side by side, term by term."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.markup import escape
+
+from hpcdl.cli import plan_tables, render
+from hpcdl.cli.render import Row
+from hpcdl.planner.comparison import Change, Comparison
+from hpcdl.planner.question import Outcome
+from hpcdl.planner.rank import offloaded
+from hpcdl.units import GIB, format_bytes, format_count, format_seconds
+
+_NOTHING = 1e-9  # what rounding leaves
+_SHOWN = 0.002  # differences below this share of a step, or of the memory, count as none
+
+_FIGURES = {
+    "step_seconds": ("step", format_seconds),
+    "tokens_per_second": ("tokens/s", format_count),
+    "tflops_per_gpu": ("TFLOP/s a device", lambda value: f"{value:.3g}"),
+    "mfu": ("of peak", lambda value: f"{value:.1%}"),
+    "memory_gib": ("memory", lambda value: format_bytes(value * GIB)),
+    "host_memory_gib": ("host memory", lambda value: format_bytes(value * GIB)),
+}
+
+
+def tables(found: Comparison) -> None:
+    """Two bests, then the terms that differ."""
+    for name, outcome in zip(found.names, found.outcomes, strict=True):
+        _side(name, outcome)
+    if found.speedup is None:
+        return
+    render.table(_sides(found, "", "ratio"), map(_figure, found.figures))
+    render.plain("")
+    render.table(_sides(found, "seconds of a step", "difference"), _differing(found.seconds, format_seconds))
+    render.plain("")
+    memory = _differing(found.gib, lambda gib: format_bytes(gib * GIB))
+    render.table(_sides(found, "memory of a rank", "difference"), memory)
+    colour = "green" if found.speedup >= 1 else "red"
+    render.line(f"[{colour}]{escape(found.names[1])}: {found.speedup:.3g} times the tokens a second[/]")
+
+
+def _side(name: str, outcome: Outcome) -> None:
+    if outcome.best and outcome.plan:
+        d = outcome.best.decomposition
+        render.line(plan_tables.heading(outcome.plan))
+        held = offloaded(d)
+        words = f", offload {held}" if held != "none" else ""
+        render.plain(f"  {name}: {d}, microbatch {d.microbatch}, recompute {d.recompute}{words}", "green")
+    elif outcome.refusal:
+        plan_tables.refusal(name, outcome.refusal)
+
+
+def _sides(found: Comparison, what: str, last: str) -> dict[str, render.Side]:
+    first, second = found.names
+    return {what: "left", first: "right", second: "right", last: "right"}
+
+
+def _figure(change: Change) -> Row:
+    name, show = _FIGURES[change.name]
+    before, after = change.before or 0.0, change.after or 0.0
+    ratio = f"{after / before:.3g}x" if before and after else "-"
+    return Row([name, show(before), show(after), ratio])
+
+
+def _differing(changes: Sequence[Change], show: Callable[[float], str]) -> Iterator[Row]:
+    whole = max(
+        sum(values) for values in zip(*((c.before or 0.0, c.after or 0.0) for c in changes), strict=True)
+    )
+    for change in changes:
+        if max(change.before or 0.0, change.after or 0.0) >= _SHOWN * whole:
+            yield _difference(change, show, whole)
+
+
+def _difference(change: Change, show: Callable[[float], str], whole: float) -> Row:
+    sides = [show(side) if side and side > _NOTHING * whole else "-" for side in change[1:]]
+    if abs(change.difference) < _SHOWN * whole:
+        return Row([change.name, *sides, "="])
+    sign, colour = ("-", "green") if change.difference < 0 else ("+", "red")
+    return Row([change.name, *sides, sign + show(abs(change.difference))], colour)

@@ -1,0 +1,73 @@
+"""What would make something fit stands in its explanation, and is true."""
+
+import json
+
+import pytest
+
+from hpcdl.planner import estimate, plan
+from hpcdl.planner.explain import explain, explanation
+from hpcdl.planner.remedies import remedies
+from hpcdl.spec.decomposition import Decomposition
+
+SHAPE = dict(layers=16, hidden=2048, heads=16, vocab=32000, sequence=2048)
+
+
+@pytest.fixture
+def tight(experiment_of, site_with):
+    """A plan for eight devices with so much memory."""
+
+    def make(size, parallelism="auto"):
+        return plan(experiment_of(batch=64, parallelism=parallelism, **SHAPE), site_with(size), 8)
+
+    return make
+
+
+def test_the_leanest_misfit_is_told_with_the_smallest_change_that_helps(tight, experiment_of, site_with):
+    found = tight("12GiB")
+    misfit = found.nearest_misfit
+    smallest = next(remedy for remedy in remedies(found.case, misfit.decomposition) if remedy.suffices)
+    assert f"it would fit with {smallest}" in "\n".join(explain(found))
+    changed = misfit.decomposition.model_copy(update=smallest.change)
+    assert not estimate(experiment_of(batch=64, **SHAPE), site_with("12GiB"), changed).refusals
+
+
+def test_an_explicit_one_that_does_not_fit_lists_every_change_that_would_do(tight, experiment_of, site_with):
+    found = tight("16GiB", {"data": 8, "microbatch": 4})
+    lines = explain(found)
+    at = lines.index("it would fit with one of")
+    listed = lines[at + 1 : lines.index("", at + 1)]
+    fitting = [remedy for remedy in remedies(found.case, found.best.decomposition) if remedy.suffices]
+    assert [line.split(": ", 1)[1] for line in listed] == [str(remedy) for remedy in fitting]
+    for remedy in fitting:
+        changed = Decomposition.model_validate({**found.best.decomposition.model_dump(), **remedy.change})
+        assert not estimate(experiment_of(batch=64, **SHAPE), site_with("16GiB"), changed).refusals
+
+
+def test_the_refusal_itself_names_the_smallest_change(tight):
+    found = tight("16GiB", {"data": 8, "microbatch": 4})
+    smallest = next(remedy for remedy in remedies(found.case, found.best.decomposition) if remedy.suffices)
+    if "offload" in smallest.change:
+        assert "with parallelism.offload" in found.infeasible
+    else:
+        assert f"the smallest change with which it fits: {smallest}" in found.infeasible
+
+
+def test_what_nothing_can_make_fit_is_said_to_be_so(tight):
+    found = tight("1500MiB", {"data": 8})
+    assert "no single change would make it fit" in explain(found)
+    assert "smallest change" not in found.infeasible
+
+
+def test_the_explanation_as_values(tight):
+    found = tight("12GiB")
+    document = json.loads(json.dumps(explanation(found)))
+    assert list(document) == ["rivals", "refused", "nearest_misfit", "remedies"]
+    assert set(document["rivals"]) == set(found.rivals)
+    for name, rival in document["rivals"].items():
+        gained = sum(rival["differences"].values())
+        assert gained == pytest.approx(found.rivals[name].step_seconds - found.best.step_seconds, abs=1e-12)
+        assert rival["slower"] == pytest.approx(gained / found.best.step_seconds, abs=1e-12)
+    assert {reason: row["count"] for reason, row in document["refused"].items()} == found.refused
+    assert all(row["why"] for row in document["refused"].values())
+    assert [row["fits"] for row in document["remedies"]] == [row["need"] <= 1 for row in document["remedies"]]
+    assert any(row["fits"] for row in document["remedies"])
