@@ -117,5 +117,5 @@ def rescaled(one: Answer, scalar: float) -> Answer:
     """The same asked with ``scalar`` of the device's GEMM efficiency."""
     question: Question = one.prediction.question
     profile = default_profile(question.machine.node.device)
-    slower = profile.model_copy(update={"gemm_efficiency": scalar * profile.gemm_efficiency})
+    slower = profile.model_copy(update={"site_efficiency": scalar})
     return Answer(one.row, one.held_out, predict(question, slower))

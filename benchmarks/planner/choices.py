@@ -106,7 +106,7 @@ def _written(row: Row, model: Model, engine: str, notes: list[str]) -> Iterator[
 
 def _sequence_parallel(row: Row, engine: str) -> bool:
     """What the row says; torchtitan has no tensor parallelism without."""
-    return engine == "torchtitan" if row.sequence_parallel is None else row.sequence_parallel
+    return engine.startswith("torchtitan") if row.sequence_parallel is None else row.sequence_parallel
 
 
 def _open(name: str, stated: Any, possible: Any, notes: list[str]) -> tuple[Any, ...]:
@@ -119,9 +119,9 @@ def _open(name: str, stated: Any, possible: Any, notes: list[str]) -> tuple[Any,
 
 
 def _microbatch(row: Row, engine: str, share: int) -> int | None:
-    """What the row says; torchtitan by default cuts a rank's batch into as many as the pipeline has stages."""
+    """What the row says; torchtitan by default cuts a rank's batch into one part a stage of the pipeline."""
     stages = row.pipeline or 1
-    if row.microbatch is None and engine == "torchtitan" and stages > 1 and share % stages == 0:
+    if row.microbatch is None and engine.startswith("torchtitan") and stages > 1 and share % stages == 0:
         return share // stages
     return row.microbatch
 

@@ -60,7 +60,7 @@ class Prediction:
 
 def predict(question: Question, profile: Profile | None = None) -> Prediction:
     """The fastest of the question's choices that fits, or of none that does the smallest."""
-    case = _case(question, profile or default_profile(question.machine.node.device))
+    case = case_of(question, profile or default_profile(question.machine.node.device))
     choices = question.choices
     place = 0 if len(choices) == 1 else _stands_for_the_run(case, choices)
     one = choices.take(np.array([place]))
@@ -76,7 +76,7 @@ def _stands_for_the_run(case: Case, choices: Candidates) -> int:
     return int(fitting[np.argmin(step_tree(case, choices.take(fitting), drive=False).value)])
 
 
-def _case(question: Question, profile: Profile) -> Case:
+def case_of(question: Question, profile: Profile) -> Case:
     return Case(
         model=question.model,
         training=question.training,

@@ -55,13 +55,9 @@ class Layer:
         """All that full recomputation keeps at once."""
         return held * np.ceil(layers / c.recompute_every) * self.boundary
 
-    def outside(self, case: Case, c: Candidates, held: Floats) -> Floats:
-        """What a stage sent on and keeps until it comes back, where the engine does not let go of it."""
-        return case.engine.keeps_outputs * (c.pipeline > 1) * held * self.boundary
-
     def masks(self, case: Case, held: Floats) -> Floats:
         """Those of the dropout after the embedding."""
-        return held * self.boundary * (case.drops / case.element_bytes)
+        return held * self.boundary / case.element_bytes
 
     def made_again(self, c: Candidates, layers: Ints) -> Floats:
         """Activations of those of ``layers`` that full recomputation has at hand for the backward."""
@@ -79,7 +75,7 @@ def boundary(case: Case, c: Candidates) -> Floats:
 
 def _norms(case: Case, c: Candidates, stream: Floats) -> Floats:
     """Inputs of both norms, their outputs, and the masks of the dropouts after attention and MLP."""
-    if not case.engine.keeps_inputs:
+    if not case.engine.keeps.inputs:
         return (4 * case.element_bytes + 2 * case.drops) * stream
     normed = case.tokens(c) * case.model.hidden / c.y
     return case.element_bytes * 2 * (stream + normed) + 2 * case.drops * stream
@@ -96,9 +92,9 @@ def _width(case: Case) -> int:
 def _selective(case: Case, norms: Floats, stream: Floats, tokens: Floats) -> Floats:
     """What one layer keeps where only a part of it is recomputed."""
     model, element = case.model, case.element_bytes
-    if case.engine.selective == "core":
+    if case.engine.keeps.selective == "core":
         return norms + element * _width(case) * tokens
-    if case.engine.selective == "operators":
+    if case.engine.keeps.selective == "operators":
         # The input of the layer and the outputs of q, v, up's first half, down and attention.
         made = 2 * model.hidden + model.kv_heads * model.head_size + model.ffn
         return element * (2 * stream + made * tokens)
@@ -121,7 +117,7 @@ def _core(case: Case, tokens: Floats) -> Floats:
 def _turned(case: Case) -> int:
     """Width of queries and keys with rotary positions, where they are kept beside those without."""
     model = case.model
-    rotary = model.family == "llama" and case.engine.keeps_unrotated
+    rotary = model.family == "llama" and case.engine.keeps.unrotated
     return rotary * (model.hidden + model.kv_heads * model.head_size)
 
 

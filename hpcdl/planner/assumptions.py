@@ -17,7 +17,7 @@ from hpcdl.units import GB, GIB, TERA, format_bytes, format_count
 
 _AMD = re.compile(r"\b(AMD|Instinct|MI\d{2,3}\w?)\b")
 _AXES = ("x", "y", "z", "context", "data", "pipeline")
-_TEXTS = ("source", "date")
+_TEXTS = ("source", "date", "products")
 _ATTENTION = {
     "naive": "scores in memory, softmax apart",
     "fused": "scores in memory, softmax in one kernel",
@@ -101,10 +101,9 @@ def _schedule(case: Case, d: Decomposition) -> _Rows:
 def _engine(case: Case) -> _Rows:
     engine = case.engine
     yield "engine", engine.name, "what runs it"
-    yield "attention", engine.attention, _ATTENTION[engine.attention]
+    yield "attention", case.attention, _ATTENTION[case.attention]
     for name, field in Overlap.model_fields.items():
-        beside = getattr(case.overlap, name) and getattr(engine.overlap, name)
-        yield f"overlap {name}", "yes" if beside else "no", field.description or ""
+        yield f"overlap {name}", "yes" if getattr(case.beside, name) else "no", field.description or ""
 
 
 def _communication(case: Case, d: Decomposition) -> _Rows:

@@ -31,8 +31,8 @@ COLLECTIVES = tuple(AXES)
 """Parts that are communication: what of it nothing hides."""
 
 PARTS = (
-    "forward", "backward", "recompute", "host launches", "head and loss", *COLLECTIVES, "overlapped compute",
-    "host copies", "gradient compression",
+    "forward", "backward", "recompute", "host launches", "embedding", "head and loss", *COLLECTIVES,
+    "overlapped compute", "host copies", "gradient compression",
 )  # fmt: skip
 
 # What a layer computes, in order: the product of qkv, attention's core, the three other products. While one
@@ -143,23 +143,24 @@ def of_layer(case: Case, c: Candidates, fabric: Fabric) -> Block:
     again, again_price = work.forward + there.seconds, there.price
     repeating = c.full_recompute * there.free(REPLICAS)
     there.hide("weights data", sharded.forward, _EVERYWHERE, wanted=case.beside.weight_gather)
+    there.wait("weights data", sharded.copied)
     _shards_back(back, sharded, repeating)
     exposed = {name: there.exposed[name] + back.exposed[name] for name in COLLECTIVES}
-    recomputed = c.full_recompute * (again - again_price) + c.selective_recompute * compute.core(case, c)
+    recomputed = c.full_recompute * (again - again_price) + c.selective_recompute * compute.again(case, c)
     price = there.price + back.price + c.full_recompute * again_price
     forward = work.forward + there.seconds
-    host = compute.host(case, c, forward, work.backward + back.seconds + recomputed)
+    waits = compute.host(case, c, forward, work.backward + back.seconds + recomputed)
     parts: dict[str, Floats] = {
         **dict.fromkeys(PARTS, 0 * work.forward),
         **exposed,
         "forward": work.forward,
         "backward": work.backward,
         "recompute": recomputed,
-        "host launches": host.forward + host.backward,
+        "host launches": waits[0] + waits[1],
         "overlapped compute": price,
         "gradient compression": offload.compression(case, c),
     }
-    block = Block(parts, forward + host.forward, work.weight, back.free(REPLICAS), there.free(REPLICAS))
+    block = Block(parts, forward + waits[0], work.weight, back.free(REPLICAS), there.free(REPLICAS))
     return block.copying(offload.layer(case, c))
 
 
@@ -177,6 +178,8 @@ def of_head(case: Case, c: Candidates, fabric: Fabric) -> Block:
     back.hide("weights z", product.gather, (0,), wanted=case.beside.weight_scatter)
     back.hide("weights data", sharded.backward, (0,), wanted=case.beside.weight_gather)
     back.hide("weights data", sharded.scatter, (0,), wanted=case.beside.gradient_reduction)
+    there.wait("weights data", sharded.copied)
+    back.wait("weights data", 2 * sharded.copied)
     parts: dict[str, Floats] = {
         **dict.fromkeys(PARTS, 0 * work.forward),
         **{name: there.exposed[name] + back.exposed[name] for name in COLLECTIVES},
@@ -190,14 +193,16 @@ def of_head(case: Case, c: Candidates, fabric: Fabric) -> Block:
 def of_embedding(case: Case, c: Candidates, fabric: Fabric) -> Block:
     """Token embedding: the first to be gathered and the last to be scattered, so nothing hides it."""
     traffic, nothing = comm.embedding(fabric), case.tokens(c) * 0
+    work = compute.embedding(case, c)
     sharded = comm.shards(fabric, comm.vocabulary_elements(fabric))
     parts: dict[str, Floats] = {
         **dict.fromkeys(PARTS, nothing),
+        "embedding": work.forward + work.backward,
         "tensor x": traffic["x"].total,
         "weights z": traffic["z"].total,
-        "weights data": sharded.forward + sharded.backward + sharded.scatter,
+        "weights data": sharded.forward + sharded.backward + sharded.scatter + 3 * sharded.copied,
     }
-    forward = traffic["x"].forward + traffic["z"].forward + sharded.forward
+    forward = work.forward + traffic["x"].forward + traffic["z"].forward + sharded.forward + sharded.copied
     return Block(parts, forward, nothing, nothing, nothing).copying(offload.vocabulary(case, c))
 
 
@@ -258,6 +263,7 @@ def _shards_back(back: _Pass, sharded: Shards, repeating: Floats) -> None:
     places = (*_EVERYWHERE, _PLACES)
     back.hide("weights data", sharded.backward, places, wanted=overlap.weight_gather)
     back.hide("weights data", sharded.scatter, places, wanted=overlap.gradient_reduction)
+    back.wait("weights data", 2 * sharded.copied)
 
 
 def _products(case: Case, work: Work) -> list[Floats]:

@@ -92,6 +92,11 @@ class Case:
         return self.node.device.memory_bandwidth * GB * self._share * self.profile.memory_efficiency
 
     @property
+    def score_rate(self) -> float:
+        """Device memory bandwidth that softmax and dropout over scores in memory reach."""
+        return self.memory_rate * self.profile.score_efficiency / self.profile.memory_efficiency
+
+    @property
     def memory_bytes(self) -> float:
         """Memory that a rank may use."""
         if self.on_cpu:

@@ -63,6 +63,7 @@ class Shards(NamedTuple):
     forward: Floats  # a gather of its weights
     backward: Floats  # another one
     scatter: Floats
+    copied: Floats  # on the device, for each of them
 
 
 def linears(fabric: Fabric) -> list[Linear]:
@@ -121,11 +122,12 @@ def shards(fabric: Fabric, elements: Floats) -> Shards:
     """
     case, c = fabric.case, fabric.candidates
     if not (c.zero > 1).any():
-        return Shards(0.0 * elements, 0.0 * elements, 0.0 * elements)
+        return Shards(*(4 * [0.0 * elements]))
     gathered = fabric.gather(elements * case.element_bytes, REPLICAS)
     scattered = fabric.gather(elements * _gradient_bytes(fabric), REPLICAS)
     forward = (c.zero == 3) | (c.zero == 2) & case.engine.exchange.reshards
-    return Shards(forward * gathered, (c.zero == 3) * gathered, (c.zero > 1) * scattered)
+    copied = (c.zero > 1) * elements * case.engine.exchange.copied_bytes / case.memory_rate
+    return Shards(forward * gathered, (c.zero == 3) * gathered, (c.zero > 1) * scattered, copied)
 
 
 def layer_elements(fabric: Fabric) -> Floats:
@@ -167,7 +169,12 @@ def experts(fabric: Fabric) -> Traffic:
 
 def hop(fabric: Fabric) -> Floats:
     """Handing one microbatch to the next pipeline stage, or its gradient back."""
-    return fabric.send(_stream(fabric) * fabric.case.element_bytes, "pipeline")
+    c, message = fabric.candidates, _stream(fabric) * fabric.case.element_bytes
+    if not fabric.case.engine.exchange.splits_messages:
+        return fabric.send(message, "pipeline")
+    whole = ~c.sequence_parallel  # otherwise it is in parts already
+    gathered = whole * (c.pipeline > 1) * fabric.gather(message, "x")
+    return fabric.send(message / np.where(whole, c.x, 1), "pipeline") + gathered
 
 
 def gradient_reduction(fabric: Fabric, elements: Floats) -> tuple[Floats, Floats]:

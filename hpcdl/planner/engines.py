@@ -6,32 +6,35 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hpcdl.errors import UsageError
+from hpcdl.planner import keeping
+from hpcdl.planner.keeping import Keeping
 from hpcdl.spec.decomposition import ENGINE_RULES, Rule
 from hpcdl.spec.job import Overlap
 
 Attention = Literal["naive", "fused", "flash"]
 """How attention's core runs: softmax by itself, in fp32; scores with softmax in one kernel; never whole."""
 
-Selective = Literal["core", "activations", "operators"]
-"""What selective recomputation makes again: attention's core (Korthikanti et al. 2022); the activation
-function as well; or all but the outputs of every other product and of attention (torchtitan's op)."""
+Flash = Literal["first", "second", "latest"]
+"""Generation of flash attention; the latest are FlashAttention 3 and cuDNN's."""
+
+_EVERYTHING = Overlap()
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Bytes a parameter in training, none of it shared with other ranks."""
+class Kernels:
+    """How an engine computes.
 
-    weights: int
-    gradients: int
-    optimizer: int  # moments and main copy
-    updating: int = 0  # gradients that are copied for the update, and gone after it
+    Attributes:
+        flash: generation of its flash attention, where it has one.
+        fused: residual, dropout and activation are one kernel each, not several.
+        eager: the host launches every kernel; not so where steps are compiled or graphs.
+        update_bytes: read and written a parameter by clipping and the optimizer.
+    """
 
-
-FP32 = Recipe(4, 4, 8)
-MIXED = Recipe(2, 4, 12)
-"""16-bit weights, fp32 gradients and main copy."""
-
-_EVERYTHING = Overlap()
+    flash: Flash = "second"
+    fused: bool = False
+    eager: bool = True
+    update_bytes: int = 30  # gradient, main copy, two moments; three of them and the weight
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,11 @@ class Exchange:
         reduced_bytes: an element of a gradient while it is summed over data.
         regathers: weights of a recomputed layer are gathered once more for its backward.
         reshards: with ZeRO-2 as well weights lie in shards between microbatches (FSDP's SHARD_GRAD_OP).
+        copied_bytes: read and written an element that ZeRO-2 or 3 gathers or scatters, between its place and
+            the collective's buffer.
         gathers_ahead: new weights of ZeRO-1 are gathered beside the next forward.
         in_pieces: sums of outputs run beside their own product, cut into pieces (tp-comm-overlap).
+        splits_messages: ranks along x send a message of the pipeline in parts and gather it after.
         y_inside: ranks along y sit closer than those along x.
     """
 
@@ -52,14 +58,18 @@ class Exchange:
     reduced_bytes: int = 4
     regathers: bool = True
     reshards: bool = False
+    copied_bytes: int = 0
     gathers_ahead: bool = False
     in_pieces: bool = False
+    splits_messages: bool = False
     y_inside: bool = False
 
 
 _ALL = Exchange()
 _SEPARATE = Exchange(
-    Overlap(input_gradient=False, gradient_reduction=False, optimizer=False), reduced_bytes=2
+    Overlap(input_gradient=False, gradient_reduction=False, optimizer=False),
+    reduced_bytes=2,
+    splits_messages=True,  # Narayanan et al. 2021, section 4.1; DeepSpeed's PartitionedTensor
 )
 
 
@@ -69,104 +79,72 @@ class Engine:
 
     Attributes:
         rules: what it cannot run, beyond what no engine can.
-        bf16, fp16: what it keeps of a parameter; in fp32 all keep the same.
         attention: its kernel; with dropout hpcdl's own is naive.
+        kernels: the others.
         drops: whether it applies dropout even where the model does not ask for any.
-        selective: what it recomputes selectively.
-        warm_up: stage i of p lets p - i microbatches in before its first backward (1F1B); otherwise all
-            stages hold as many as are in flight.
-        even_stages: layers are cut evenly, with embedding and head as two of them if that divides.
-        keeps_unrotated: queries and keys stay beside those that rotary positions made of them.
-        keeps_inputs: with sequence parallelism what products gathered over x stays whole until the backward.
-        keeps_outputs: a stage's output stays until its backward, though only its gradient is needed.
-        logit_bytes, split_logit_bytes: of one logit while 16-bit training computes the loss; the second where
-            the vocabulary is cut.
-        bucket_bytes: room in which gradients are reduced; None: two chunks of ``training.bucket_mib``.
-        groups: communicators over several axes, such as that of the gradients' norm.
-        fp32_shards: ZeRO-3 keeps fp32 weights, which are their own main copy, and gathers them in 16 bits.
-        gathered: layers whose weights are there at once with ZeRO-3; 0: one matrix, or ``live_weights``.
-        live_weights: elements that ZeRO-3 keeps gathered where it gathers by matrix.
-        keeps_gathered: a pipeline's stage keeps gathered weights and whole gradients between microbatches.
+        exchange: how it communicates.
+        keeps: what it keeps in memory.
+        tables: its pipelines follow 1F1B's tables, in which stage i of p lets p - i microbatches in before
+            its first backward, and cut layers evenly; otherwise all hold what is in flight, cut by FLOPs.
     """
 
     name: str
     rules: tuple[Rule, ...] = ()
     attention: Attention = "flash"
-    update_bytes: int = 30  # read and written a parameter by clipping and the optimizer
-    fused: bool = False
-    eager: bool = True
     drops: bool = False
+    kernels: Kernels = Kernels()
     exchange: Exchange = _ALL
-    bf16: Recipe = MIXED
-    fp16: Recipe = MIXED
-    selective: Selective = "core"
-    warm_up: bool = False
-    even_stages: bool = False
-    keeps_unrotated: bool = False
-    keeps_inputs: bool = False
-    keeps_outputs: bool = False
-    logit_bytes: int = 10
-    split_logit_bytes: int = 10
-    bucket_bytes: int | None = 0
-    groups: int = 1
-    fp32_shards: bool = False
-    gathered: int = 1
-    live_weights: int = 0
-    keeps_gathered: bool = False
+    keeps: Keeping = keeping.HPCDL
+    tables: bool = False
     source: str = ""
 
-    def recipe(self, precision: str) -> Recipe:
-        """What it keeps of a parameter in ``precision``."""
-        return {"bf16": self.bf16, "fp16": self.fp16}.get(precision, FP32)
 
-
-HPCDL = Engine(
-    "hpcdl",
-    ENGINE_RULES,
-    selective="activations",
-    keeps_unrotated=True,
-    bucket_bytes=None,
-    source="hpcdl's engine, counted (docs/engine/memory.md)",
-)
+HPCDL = Engine("hpcdl", ENGINE_RULES, source="hpcdl's engine, counted (docs/engine/memory.md)")
 """The engine that ships with hpcdl."""
 
 _ANY = replace(HPCDL, name="any", rules=(), source="as hpcdl's engine, if it could run everything")
 
-_STATIC = Engine("", warm_up=True, even_stages=True, groups=2)
+_TABLES = Engine("", keeps=keeping.MEGATRON, tables=True)
 
 _MEGATRON = replace(
-    _STATIC,
+    _TABLES,
     name="megatron",
     attention="fused",
-    fused=True,
     drops=True,
-    update_bytes=62,
+    # Gradients to fp32 6, unscaled 8, norm 4, clipped 8, Adam 28, weights from their main copy 6.
+    kernels=Kernels(fused=True, update_bytes=60),
     exchange=_SEPARATE,
     source="Megatron-LM before its core: 18 bytes a parameter, masks of dropout (arXiv 2205.05198)",
 )
 
-_ZERO_BUCKET = 2 * 500_000_000  # DeepSpeed's default reduce_bucket_size, in 16 bits
-
 _DEEPSPEED = replace(
     _MEGATRON,
     name="megatron-deepspeed",
-    fp16=Recipe(2, 2, 12, updating=6),
-    bf16=Recipe(2, 6, 12),
-    keeps_outputs=True,
-    bucket_bytes=_ZERO_BUCKET,
-    source="DeepSpeed: fp16 gradients are flattened and copied to fp32 for the update (stage_1_and_2.py), "
-    "bf16 ones lie beside fp32 ones (bf16_optimizer.py)",
+    keeps=keeping.MEGATRON_DEEPSPEED,
+    source="as Megatron-LM, with DeepSpeed's optimizers (bigscience-workshop/Megatron-DeepSpeed)",
 )
+
+# FSDP2 copies what was gathered to where it is used, and gradients into a buffer in fp32 (foreach_all_gather
+# and foreach_reduce in torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py): 2 + 2 and 2 + 4 bytes, five
+# on average of two gathers and a scatter. FSDP1 casts its flat gradient and divides it: 2 + 4 and 4 + 4.
+_SHARDED = Exchange(Overlap(optimizer=False), regathers=False, reshards=True, copied_bytes=5)
 
 _FSDP = Engine(
     "fsdp",
-    logit_bytes=4,  # 16-bit logits and their gradients: a fused cross-entropy
-    split_logit_bytes=4,
-    groups=0,
-    exchange=Exchange(Overlap(optimizer=False), regathers=False, reshards=True),
-    fp32_shards=True,
-    gathered=2,
+    kernels=Kernels("first"),  # Triton's of FlashAttention 1
+    exchange=_SHARDED,
+    keeps=keeping.FSDP,
     source="torch FSDP with mixed precision, as llm-foundry runs it (arXiv 2304.11277)",
+)
+
+_TORCHTITAN = replace(
+    _FSDP,
+    name="torchtitan",
+    kernels=Kernels(),
+    exchange=replace(_SHARDED, overlap=Overlap(input_gradient=False, optimizer=False)),
+    keeps=keeping.TORCHTITAN,
+    tables=True,
+    source="FSDP2: fp32 shards, gathered in bf16 (arXiv 2410.06511)",
 )
 
 ENGINES = {
@@ -175,42 +153,40 @@ ENGINES = {
         HPCDL,
         _ANY,
         _MEGATRON,
+        replace(
+            _MEGATRON,
+            name="megatron-2022",
+            exchange=replace(_SEPARATE, overlap=Overlap(gradient_reduction=False, optimizer=False)),
+            source="the same, input gradients summed beside the weights' (arXiv 2205.05198)",
+        ),
         _DEEPSPEED,
         replace(
-            _STATIC,
+            _TABLES,
             name="megatron-core",
+            kernels=Kernels("latest", fused=True),
             exchange=Exchange(Overlap(optimizer=False), gathers_ahead=True, in_pieces=True),
             source="bf16, fp32 gradients, distributed optimizer; overlaps as its README's runs have them",
         ),
         _FSDP,
+        _TORCHTITAN,
         replace(
-            _FSDP,
-            name="torchtitan",
-            exchange=Exchange(Overlap(input_gradient=False, optimizer=False), regathers=False, reshards=True),
-            selective="operators",
-            warm_up=True,
-            even_stages=True,
-            keeps_outputs=True,
-            logit_bytes=12,  # fp32 log-probabilities and two gradients of that size
-            split_logit_bytes=18,  # four in fp32 and the 16-bit ones: softmax of DTensor
-            keeps_gathered=True,
-            source="FSDP2: fp32 shards, gathered in bf16 (arXiv 2410.06511)",
+            _TORCHTITAN,
+            name="torchtitan-2025",
+            kernels=Kernels(fused=True),
+            keeps=keeping.TORCHTITAN_2025,
+            source="torchtitan from April 2025 on, with torch.compile",
         ),
         replace(
-            _STATIC,
+            _TABLES,
             name="nanotron",
-            bf16=Recipe(2, 6, 12),
-            keeps_inputs=True,
+            keeps=keeping.NANOTRON,
             source="bf16, its gradients beside fp32 ones, fp32 main copy (huggingface/nanotron)",
         ),
         replace(
             _DEEPSPEED,
             name="deepspeed-zero3",
             exchange=Exchange(Overlap(optimizer=False), reduced_bytes=2, regathers=False),
-            bf16=Recipe(2, 2, 12, updating=4),
-            keeps_outputs=False,
-            gathered=0,
-            live_weights=1_000_000_000,  # its default stage3_max_live_parameters
+            keeps=keeping.ZERO3,
             source="ZeRO-3: fp16 weights and gradients, fp32 main copy and moments (arXiv 1910.02054)",
         ),
         replace(
@@ -219,7 +195,7 @@ ENGINES = {
             exchange=Exchange(
                 Overlap(gradient_reduction=False, optimizer=False), regathers=False, y_inside=True
             ),
-            fp16=Recipe(2, 2, 16),
+            keeps=keeping.AXONN,
             source="AxoNN on Megatron-LM's model code: 20 bytes (IPDPS 2022, section V-B; arXiv 2502.08145)",
         ),
     )

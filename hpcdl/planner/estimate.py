@@ -18,21 +18,23 @@ from hpcdl.planner.block import Block
 from hpcdl.planner.bound import Bound, Costs, Split
 from hpcdl.planner.case import Case
 from hpcdl.planner.fabric import Fabric
+from hpcdl.planner.moments import TENSORS
 from hpcdl.planner.overlap import beside
 from hpcdl.planner.space import Bools, Candidates, Floats, Ints
 from hpcdl.planner.stages import layers_of_ranks
 from hpcdl.stage import Flow
 
 FORMULAS = {
-    "forward": "m · layers · (2·tokens·P/(x·y) / (peak·efficiency) + attention + streams)",
-    "backward": "two products for each of forward's, attention 2.5 times, streams twice",
-    "recompute": "full: forward once more, with its communication; selective: attention and activation",
+    "forward": "m · layers · (products in waves of tiles + attention + streams / memory rate + launches)",
+    "backward": "products for gradients of inputs and weights, attention's core, streams, twice the launches",
+    "recompute": "full: forward once more, with its communication; selective: as the engine does it",
     "host launches": "m · layers · (host floor - device time), where positive; backward 1.3 times",
-    "head and loss": "m · (2·tokens·V·h/(x·y) · 3 / (peak·efficiency) + fp32 logits), last stage",
+    "embedding": "m · (2 + 3 streams and twice the table's gradient) / memory rate, first stage",
+    "head and loss": "m · (3 products in waves of tiles + 50 bytes a logit / memory rate), last stage",
     "tensor x": "m · all-reduces over x that no product hides: start + hops + 2·(x-1)/x·bytes/bandwidth",
     "tensor y": "m · all-reduces over y that no product hides: start + hops + 2·(y-1)/y·bytes/bandwidth",
     "weights z": "m · what products leave of 2 gathers and 1 scatter over z, (z-1)/z·P/(x·y)·bytes/bandwidth",
-    "weights data": "m · what a layer leaves of 2 gathers (ZeRO-3) and 1 scatter (ZeRO-2) over data",
+    "weights data": "m · what a layer leaves of 2 gathers (ZeRO-3), 1 scatter (ZeRO-2) over data, and copies",
     "context": "m · layers · keys and values to context-1 neighbours, thrice with backward, less attention",
     "experts": "m · layers · 4 all-to-alls of tokens·h·active experts",
     "overlapped compute": "m · what computing loses beside collectives: overlap price · their time there",
@@ -45,7 +47,7 @@ FORMULAS = {
     "parameter gather": "ZeRO-1 and 2: new parameters over data, less the next forward where engines do so",
     "tied embedding": "all-reduce of V·h/(x·y·z) gradients between the first and the last stage",
     "world all-reduce": "loss and gradient norm: start and hops only",
-    "optimizer": "parameters of a rank · bytes an update / memory rate",
+    "optimizer": "parameters of a rank · bytes an update of the engine / memory rate",
     "offloaded update": "12 bytes a parameter / host link + half of optimizer; or 40 bytes / host rate",
     "expansion": "pruning: bytes of the weights, the index and what is kept / memory rate",
     "step overhead": "once a step, from the profile",
@@ -92,7 +94,7 @@ class Term:
 def memory_tree(terms: dict[str, Floats]) -> Term:
     """Bytes as three nested sums: allocated tensors, reserved by the allocator, in use on the device."""
     leaves = [Term(name, terms[name]) for name in memory.TERMS]
-    tensors = len(memory.TENSORS)
+    tensors = len(TENSORS)
     allocated = Term.total("allocated", *leaves[:tensors])
     reserved = Term.total("reserved", allocated, leaves[tensors])
     return Term.total("device", reserved, *leaves[tensors + 1 :])

@@ -6,9 +6,9 @@ n ranks lie g to a node on N nodes. To gather S bytes among them, or to scatter 
 
 a ring inside every node and recursive doubling between nodes (Thakur, Rabenseifner and Gropp 2005), with the
 volume of a ring. An all-reduce is a scatter and a gather by the faster of two ways: the flat ring, or two
-levels, in which a node sends each byte once, as NCCL's trees do; levels are pipelined, so the slower counts:
+levels, scattered inside nodes, summed between them and gathered inside, which sends less over the network:
 
-    start + 2·hops + 2·min((n-1)/n · S / β, max((g-1)/g · S / β inside, (N-1)/n · S / β across))
+    start + 2·hops + 2·min((n-1)/n · S / β, (g-1)/g · S / β inside + (N-1)/n · S / β across)
 
 What does not depend on S is a saturation: S bytes reach β·S/(S + S_half), where S_half is β times all that.
 β is the bandwidth of a group that nests in others, AxoNN's equation 7 (SC'24, arXiv 2502.08145).
@@ -139,7 +139,7 @@ class Fabric:
         links = self._links(inner, near)
         inside = (near - 1) / near / links
         across = (nodes - 1) / size / np.minimum(self._across(inner * near), links)
-        return _Passage(hops, (size - 1) / size / self.bandwidth(axis), np.maximum(inside, across))
+        return _Passage(hops, (size - 1) / size / self.bandwidth(axis), inside + across)
 
     def _near(self, axis: str) -> Ints:
         """Members of a group to a node; 1 where they do not lie evenly."""

@@ -202,6 +202,8 @@ def _unhidden(case: Case, c: Candidates) -> Floats:
 
 def largest_shard(case: Case, c: Candidates) -> Floats:
     """Elements that the rank with most of them trains."""
-    ends = (state.shard(case, c, is_last=end) for end in (False, True))
-    first, last = (state.kept(held, state.sparsity(case)) for held in ends)
-    return np.maximum(first, last)
+    shards = [state.shard(case, c, is_last=end) for end in (False, True)]
+    if case.engine.tables:
+        shards.append(state.inner_shard(case, c))
+    most: Floats = np.max([state.kept(held, state.sparsity(case)) for held in shards], axis=0)
+    return most

@@ -11,8 +11,10 @@ import numpy as np
 from hpcdl.planner import memory, state
 from hpcdl.planner.assumptions import untested
 from hpcdl.planner.case import Case
+from hpcdl.planner.compute import unmeasured
 from hpcdl.planner.estimate import Term, memory_tree, step_tree
 from hpcdl.planner.space import Bools, Candidates, Floats, Ints
+from hpcdl.sites.measured import measured_products
 from hpcdl.spec.decomposition import AXES, Decomposition
 from hpcdl.units import GIB, TERA
 
@@ -169,9 +171,23 @@ def _notes(case: Case, d: Decomposition) -> tuple[str, ...]:
         )
     elif not case.on_cpu and case.layout.ranks_per_node < case.node.devices:
         notes.append(f"{case.layout.ranks_per_node} of {case.node.devices} devices of each node are used")
-    notes.append(f"efficiencies: {case.profile.source} ({case.profile.date})")
+    notes += _efficiency_notes(case, d)
     notes += untested(case, d)
     return tuple(notes)
+
+
+def _efficiency_notes(case: Case, d: Decomposition) -> list[str]:
+    notes = [f"efficiencies: {case.profile.source} ({case.profile.date})"]
+    measured, missed = measured_products(case.profile.products), unmeasured(case, Candidates.of(d))
+    if measured is None:
+        notes.append("products: by the formula, none was measured on such a device")
+    elif missed:
+        notes.append(
+            f"products: by the formula for {', '.join(missed)}; none near was measured on {measured.device}"
+        )
+    else:
+        notes.append(f"products: shapes measured on {measured.device} are near ({measured.source})")
+    return notes
 
 
 def _savings_notes(case: Case, d: Decomposition) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -25,7 +25,7 @@ from hpcdl.spec.decomposition import Decomposition, violations
 class Shortfall:
     """Why a decomposition does not fit: ``missing`` bytes of ``memory``, and the largest ``term`` there."""
 
-    memory: str  # device or host
+    memory: Literal["device", "host"]
     missing: float
     term: str
     bytes: float  # of the term

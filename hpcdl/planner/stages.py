@@ -41,7 +41,7 @@ def layer_counts(model: Model, engine: Engine, stages: int) -> tuple[int, ...]:
     hpcdl's engine evens out forward FLOPs (``spec.partition``). Others cut evenly; where that leaves a rest
     they count embedding and head as a layer each if this divides, and else give the rest to the early stages.
     """
-    if not engine.even_stages:
+    if not engine.tables:
         stages = min(stages, model.layers)  # more are refused, but still shown with an estimate
         return tuple(len(stage_layers(model, stages, stage)) for stage in range(stages))
     return _evenly(model, stages)
@@ -64,5 +64,5 @@ def _evenly(model: Model, stages: int) -> tuple[int, ...]:
 
 def _of_ranks(case: Case, ranks: int, chunks: int) -> tuple[int, int, int]:
     held = held_by_ranks(case.model, case.engine, ranks, chunks)
-    inner = max(held[1:-1], default=0) if case.engine.even_stages else 0
+    inner = max(held[1:-1], default=0) if case.engine.tables else 0
     return held[0], inner, held[-1]  # hpcdl's engine gives no rank more than the first

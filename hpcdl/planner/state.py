@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from hpcdl.planner.case import Case
-from hpcdl.planner.engines import FP32
+from hpcdl.planner.keeping import FP32
 from hpcdl.planner.space import Bools, Candidates, Floats, Ints
 from hpcdl.planner.stages import layers_of_ranks
 from hpcdl.spec.model import Model
@@ -52,12 +53,12 @@ class Shard:
     vectors: Floats  # norms, biases and positions
     pruned: Floats  # of the matrices, those that lose elements, before they do
 
-    @property
+    @cached_property
     def matrices(self) -> Floats:
         """All of them."""
         return self.layers * self.layer + self.embedding + self.head
 
-    @property
+    @cached_property
     def parameters(self) -> Floats:
         """All together."""
         return self.matrices + self.vectors
@@ -83,14 +84,14 @@ def inner_shard(case: Case, c: Candidates) -> Shard:
 
 
 def _shard(case: Case, c: Candidates, layers: Ints, *, begins: Bools | bool, ends: Bools | bool) -> Shard:
-    model, alone = case.model, c.pipeline == 1
-    vocabulary = model.vocab * model.hidden / c.tensor
+    model, alone, tensor = case.model, c.pipeline == 1, c.tensor
+    vocabulary = model.vocab * model.hidden / tensor
     positions = model.embedding_parameters - model.vocab * model.hidden
     norm = model.head_parameters - (0 if model.tied else model.vocab * model.hidden)
     # A tied head is the embedding itself in a pipeline of one stage and a copy of it otherwise.
     own_head = ends * (~alone if model.tied else np.ones(len(c), dtype=np.bool_))
-    routed = sum(_routed_sizes(model)) / (c.tensor * c.expert)
-    layer = sum(_dense_sizes(model)) / c.tensor + routed
+    routed = sum(_routed_sizes(model)) / (tensor * c.expert)
+    layer = sum(_dense_sizes(model)) / tensor + routed
     held = (layers * layer, begins * vocabulary, own_head * vocabulary)
     return Shard(
         layers=layers,
@@ -99,15 +100,21 @@ def _shard(case: Case, c: Candidates, layers: Ints, *, begins: Bools | bool, end
         head=held[2],
         routed=layers * routed,
         vectors=layers * _layer_vectors(case, c) + begins * (positions / c.y) + ends * (norm / c.y),
-        pruned=sum(
-            (share * part for share, part in zip(_pruned_shares(case), held, strict=True)), 0.0 * layer
-        ),
+        pruned=_pruned(case, held),
     )
+
+
+def _pruned(case: Case, held: tuple[Floats, ...]) -> Floats:
+    """Elements of layers, embedding and head that lose some."""
+    nothing: Floats = np.zeros(len(held[0]))
+    if case.training.pruning is None:
+        return nothing
+    return sum((share * part for share, part in zip(_pruned_shares(case), held, strict=True)), nothing)
 
 
 def kept(held: Shard, sparsity: float) -> Floats:
     """Elements that are trained."""
-    return held.parameters - sparsity * held.pruned
+    return held.parameters - sparsity * held.pruned if sparsity else held.parameters
 
 
 def sparsity(case: Case) -> float:
@@ -138,18 +145,19 @@ def pruned_layer(case: Case, c: Candidates) -> Floats:
 def gradient_bytes(case: Case, c: Candidates, sparsity: float) -> Ints:
     """Bytes of one element of a gradient."""
     lean = (c.offloaded > 0) | (sparsity > 0)
-    return np.where(lean, case.element_bytes, case.engine.recipe(case.training.precision).gradients)
+    return np.where(lean, case.element_bytes, case.engine.keeps.recipe(case.training.precision).gradients)
 
 
 def on_device(case: Case, c: Candidates, held: Shard, sparsity: float) -> dict[str, Floats]:
     """Bytes by TERMS, all there at any time but "main gradients", which are made for the update."""
-    recipe, engine = case.engine.recipe(case.training.precision), case.engine
+    keeps = case.engine.keeps
+    recipe = keeps.recipe(case.training.precision)
     away = c.offloaded == PARAMETERS
     trained, copies = kept(held, sparsity), _copies(held, sparsity)
     weights = held.vectors + np.where(away, 0.0, held.matrices + copies)
     gradients = np.where(away, held.vectors, trained)
     # Sharded fp32 weights are their own main copy.
-    own_main = (c.zero == 3) & engine.fp32_shards & (recipe.weights < FP32.weights)
+    own_main = (c.zero == 3) & keeps.fp32_shards & (recipe.weights < FP32.weights)
     weight = np.where(own_main, FP32.weights, recipe.weights)
     optimizer = np.where(own_main, FP32.optimizer, recipe.optimizer)
     return {
@@ -158,8 +166,7 @@ def on_device(case: Case, c: Candidates, held: Shard, sparsity: float) -> dict[s
         "optimizer state": (c.offloaded == 0) * optimizer * _shared(c, trained, held, c.zero >= 1),
         "main gradients": (c.offloaded == 0) * recipe.updating * _shared(c, trained, held, c.zero >= 1),
         "sparse index": _INDEX * copies,
-        "update staging": _staged_bytes(case, c, sparsity)
-        * _bucket(case, c, np.where(away, held.vectors, trained)),
+        "update staging": _staged(case, c, sparsity, np.where(away, held.vectors, trained)),
     }
 
 
@@ -189,14 +196,14 @@ def bucket_elements(case: Case) -> int:
     return int(case.training.bucket_mib * MIB) // 4
 
 
-def _bucket(case: Case, c: Candidates, trained: Floats) -> Floats:
-    return np.minimum(bucket_elements(case), trained) / c.owners
-
-
-def _staged_bytes(case: Case, c: Candidates, sparsity: float) -> Ints:
-    """Bytes on the device of one element of the bucket that is being updated."""
+def _staged(case: Case, c: Candidates, sparsity: float, trained: Floats) -> Floats:
+    """Bytes on the device of the bucket that is being updated."""
     gradient = 4 if sparsity > 0 and case.element_bytes == 2 else 0
-    return np.where(c.offloaded > 0, _STAGED, gradient)
+    offloaded = c.offloaded > 0
+    if not (gradient or offloaded.any()):
+        return np.zeros(len(c))
+    bucket = np.minimum(bucket_elements(case), trained) / c.owners
+    return np.where(offloaded, _STAGED, gradient) * bucket
 
 
 def _copies(held: Shard, sparsity: float) -> Floats:
@@ -233,8 +240,8 @@ def _layer_vectors(case: Case, c: Candidates) -> Floats:
     model = case.model
     if model.family == "llama":
         return 2 * model.hidden / c.y
-    biases = [matrix.rows / (c.y if n % 2 else c.x) for n, matrix in enumerate(model.layer_matrices)]
-    return sum(biases, 4 * model.hidden / c.y)
+    qkv, out, up, down = (matrix.rows for matrix in model.layer_matrices)
+    return (qkv + up) / c.x + (out + down + 4 * model.hidden) / c.y
 
 
 def _pruned_shares(case: Case) -> tuple[float, float, float]:

@@ -76,17 +76,19 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    ("recompute", "precision"),
+    [("none", "bf16"), ("selective", "bf16"), ("full", "bf16"), ("none", "fp32")],
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_fullest_moment_is_predicted_for_every_kind_of_shape(norms_of_a_gpu, shape, recompute, precision):
-    """Counted are 0.92 to 1.05 of what is predicted; at a vocabulary's loss 1.00."""
+    """Counted are 0.93 to 1.02 of what is predicted; at a vocabulary's loss 1.00."""
     asked = bare(64, {"recompute": recompute})
     training = asked.training.model_copy(update={"precision": precision, "global_batch": 4})
     question = replace(asked, training=training, way={"recompute": recompute, "microbatch": 4})
     model = SHAPES[shape]
     ratio = peak_bytes(model, question.decomposition, training) / question.device_bytes(model)
-    assert 0.92 < ratio < 1.05
+    assert 0.92 < ratio < 1.03
     if shape == "wide vocabulary":
         assert ratio == pytest.approx(1, abs=0.005)
 

@@ -19,7 +19,7 @@ def values(case, d):
 def test_every_number_of_the_profile_is_named_with_its_source(case_on):
     case = case_on()
     rows = [row for row in assumptions(case, Decomposition(data=4)) if row.group == "efficiencies"]
-    assert {row.name for row in rows} == set(Profile.model_fields) - {"source", "date"}
+    assert {row.name for row in rows} == set(Profile.model_fields) - {"source", "date", "products"}
     for row in rows:
         assert float(row.value) == pytest.approx(getattr(case.profile, row.name), rel=1e-3)
         assert row.meaning

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from hpcdl.planner import memory, state
 from hpcdl.planner.activations import Layer
-from hpcdl.planner.engines import ENGINES, Recipe, find_engine
+from hpcdl.planner.engines import ENGINES, find_engine
+from hpcdl.planner.keeping import Recipe
+from hpcdl.planner.moments import TENSORS
 from hpcdl.planner.space import Candidates
 from hpcdl.planner.stages import layer_counts, layers_of_ranks
 from hpcdl.spec.decomposition import Decomposition
@@ -158,7 +160,7 @@ def test_nothing_that_saves_memory_costs_any(case_on, engine, x, pipeline, micro
 
     def all_of(case=case, **changed):
         found = held(case, **{**d, **changed})
-        return sum(found[name] for name in memory.TENSORS)
+        return sum(found[name] for name in TENSORS)
 
     def state_of(**changed):
         found = held(case, **{**d, **changed})
@@ -248,11 +250,34 @@ def test_an_inner_stage_with_more_layers_is_the_fullest(case_on):
     assert held(case, pipeline=8)["activations"] == pytest.approx(7 * 3 * layer)
 
 
+@pytest.mark.parametrize("engine", ["hpcdl", "megatron"])
+def test_the_fullest_of_the_stages_is_the_devices_peak(case_on, engine):
+    """In a pipeline one of the earlier ones, and the last where logits weigh more than what is in flight."""
+    earlier = "inner" if engine == "megatron" else "first"
+    for vocab, d, stage, moment in [
+        (8192, Decomposition(), "last", "loss"),
+        (8192, Decomposition(pipeline=8, microbatch=4), earlier, "layer"),
+        (65536, Decomposition(pipeline=8, microbatch=4, recompute="full"), "last", "loss"),
+    ]:
+        model = Model(layers=22, hidden=512, heads=8, vocab=vocab, sequence=256)
+        case = by(case_on(nodes=2, model=model), engine)
+        peaks = memory.by_stage(case, d)
+        assert (peaks[0].stage, peaks[0].moment) == (stage, moment)
+        assert peaks[0].bytes == pytest.approx(memory.device_bytes(case, Candidates.of(d))[0])
+        assert [peak.bytes for peak in peaks] == sorted((peak.bytes for peak in peaks), reverse=True)
+    assert {peak.stage for peak in memory.by_stage(case, d)} == (
+        {"first", "inner", "last"} if engine == "megatron" else {"first", "last"}
+    )
+
+
 def test_outputs_that_are_kept_count_once_a_microbatch_in_flight(case_on):
     case = by(case_on(training=Training(global_batch=64, precision="fp16")), "megatron")
     stream = 8 * 256 * 512 * 2
     d = dict(pipeline=4, microbatch=8, recompute="full")
-    kept, gone = (held(by(case, "megatron", keeps_outputs=keeps), **d) for keeps in (True, False))
+    keeps = case.engine.keeps
+    kept, gone = (
+        held(by(case, "megatron", keeps=replace(keeps, outputs=stays)), **d) for stays in (True, False)
+    )
     assert kept["activations"] - gone["activations"] == pytest.approx(4 * stream)
 
 
@@ -279,7 +304,7 @@ def test_slack_is_no_more_than_there_is_room_for(case_on, small_memory):
     wide = case_on(nodes=2)
     d = dict(data=8, microbatch=8)
     loose = held(wide, **d)
-    allocated = sum(loose[name] for name in memory.TENSORS)
+    allocated = sum(loose[name] for name in TENSORS)
     fixed = loose["framework"] + loose["communicators"]
     tight = case_on(nodes=2, node=small_memory(str(int(1.05 * allocated + fixed))))
     assert loose["allocator slack"] == pytest.approx(0.10 * allocated)
@@ -304,6 +329,6 @@ def test_communicators_are_counted_by_axis_with_collectives(case_on):
 
 
 def test_recipes_are_named_by_precision():
-    megatron = find_engine("megatron-deepspeed")
+    megatron = find_engine("megatron-deepspeed").keeps
     assert megatron.recipe("bf16") == Recipe(2, 6, 12)
     assert megatron.recipe("fp32") == Recipe(4, 4, 8)

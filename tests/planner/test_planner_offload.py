@@ -191,7 +191,7 @@ def test_pruned_gradients_are_summed_as_they_are_kept(case_on):
 def test_compressing_gradients_and_expanding_weights_are_memory_traffic(case_on):
     case = case_on(model=MODEL, training=Training(global_batch=64, pruning=Pruning(sparsity=0.75)))
     found, matrices = seconds(case, microbatch=4), 8 * 12 * 2048**2
-    rate = 1555e9 * 0.85
+    rate = case.memory_rate
     assert found["gradient compression"] == pytest.approx(16 * matrices * (2 + 0.25 * 10) / rate)
     assert found["expansion"] == pytest.approx(matrices * (2 + 0.25 * 6) / rate)
 

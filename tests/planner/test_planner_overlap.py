@@ -60,7 +60,7 @@ def test_overlap_never_takes_longer_than_one_after_the_other(case_on, collective
 
 @pytest.mark.parametrize("name", ["hpcdl", "axonn", "torchtitan"])
 def test_no_switch_makes_any_step_longer(case_on, name):
-    """Every grid of 64 devices, with each overlap alone and with all."""
+    """Every seventh decomposition of 64 devices, with each overlap alone and with all."""
     plain = replace(case_on(nodes=16, model=BIG), engine=find_engine(name), overlap=NOTHING)
     candidates = Space(64, BIG, 64, find_engine("any")).nodes
     candidates = candidates.take(np.arange(0, len(candidates), 7))

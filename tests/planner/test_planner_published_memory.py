@@ -122,9 +122,10 @@ def test_twelve_billion_on_48_gpus_need_six_stages_with_the_scratch_pad_and_four
 
 @pytest.mark.parametrize("billions", SHAPES)
 def test_batch_times_of_axonn_are_met_within_fifteen_percent(billions):
-    """Nothing was fitted to them; seen: 9 to 11 % too fast."""
+    """Nothing was fitted to them; seen: 7 to 11 % too fast."""
     d = tuned(billions, "optimizer", in_flight=None)
-    seconds = float(step_tree(summit(billions), Candidates.of(d)).value[0])
+    case = replace(summit(billions), engine=find_engine("axonn"))
+    seconds = float(step_tree(case, Candidates.of(d)).value[0])
     assert seconds == pytest.approx(RATES[billions][0][0], rel=0.15)
 
 

@@ -88,7 +88,8 @@ def test_sharded_rows(rows):
     assert (d.data, d.z, d.zero) == (16, 8, 0)
     d = only(rows["torchtitan-019"])
     assert (d.x, d.sequence_parallel, d.zero) == (8, True, 3)
-    assert ask(rows["torchtitan-019"]).engine == "torchtitan"
+    assert ask(rows["torchtitan-019"]).engine == "torchtitan-2025"  # its page is of that year
+    assert ask(rows["torchtitan-001"]).engine == "torchtitan"
     d = only(rows["torchtitan-009"])
     assert (d.data, d.context, d.ranks) == (2, 4, 8)
 

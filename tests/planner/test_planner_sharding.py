@@ -75,6 +75,13 @@ def test_what_each_stage_moves_a_step(any_case, zero, reduced, gathered):
     assert comm.parameter_gather(f, np.array([1e9]))[0] == pytest.approx(gathered * one_way / 2)
 
 
+def test_fsdp_copies_what_it_gathers_and_scatters(any_case):
+    fsdp, ours = (any_case(name, model=BIG, ranks_per_node=4) for name in ("fsdp", "any"))
+    copied = comm.shards(fabric(fsdp, data=4, zero=3), np.array([1e9])).copied[0]
+    assert copied == pytest.approx(1e9 * 5 / fsdp.memory_rate)
+    assert comm.shards(fabric(ours, data=4, zero=3), np.array([1e9])).copied[0] == 0
+
+
 def test_more_microbatches_gather_more_often(any_case):
     few, many = (leaves(any_case(nodes=4, model=BIG), data=16, zero=3, microbatch=b) for b in (4, 1))
     assert many["weights data"] == pytest.approx(4 * few["weights data"])
@@ -133,6 +140,16 @@ def test_sequence_parallelism_cuts_messages_of_the_pipeline(any_case):
         comm.hop(fabric(case, x=4, pipeline=4, sequence_parallel=cuts))[0] for cuts in (False, True)
     )
     assert cut == pytest.approx(whole / 4)
+
+
+def test_megatron_sends_messages_in_parts_and_gathers_them(any_case):
+    """Narayanan et al. 2021, section 4.1: over the network 1/x of a message, over a node's links the rest."""
+    whole, parts = (
+        fabric(any_case(name, nodes=4, model=BIG, **NO_LATENCY), x=4, pipeline=4)
+        for name in ("any", "megatron")
+    )
+    gathered = parts.gather(np.array([4096 * 8192 * 2.0]), "x")[0]
+    assert comm.hop(parts)[0] == pytest.approx(comm.hop(whole)[0] / 4 + gathered)
 
 
 def test_a_ring_of_attention_passes_keys_and_values_on(any_case):
