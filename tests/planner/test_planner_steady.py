@@ -38,7 +38,7 @@ def test_equal_stages_repeat_themselves_exactly(ranks, chunks, defer):
     st.integers(2, 8), st.integers(1, 3), st.integers(12, 20), st.booleans(), st.floats(0.8, 1.3),
     st.floats(1.5, 3.5), st.sampled_from([0.0, 0.02, 0.1]),
 )  # fmt: skip
-def test_uneven_ends_are_carried_on_within_a_twentieth(ranks, chunks, times, defer, last, ratio, hop):
+def test_uneven_ends_are_carried_on_within_8_percent(ranks, chunks, times, defer, last, ratio, hop):
     stages = ranks * chunks
     flow = Flow(ranks, times * ranks, chunks, None, defer)
     forward = (*(1 / chunks,) * (stages - 1), last / chunks)
@@ -46,7 +46,7 @@ def test_uneven_ends_are_carried_on_within_a_twentieth(ranks, chunks, times, def
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steady, "OPERATIONS", 2 * stages * 8 * ranks)
         found = steady.seconds.__wrapped__(flow, forward, backward, weight, hop)
-    assert found == pytest.approx(simulate(flow, forward, backward, weight, hop), rel=0.05)
+    assert found == pytest.approx(simulate(flow, forward, backward, weight, hop), rel=0.08)
 
 
 def test_the_work_is_bounded_by_the_pipeline_and_not_by_the_batch():
