@@ -7,14 +7,13 @@ import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from hpcdl.run_folder import RunFolder
@@ -101,7 +100,16 @@ def busy(what: str) -> Iterator[None]:
 
 @contextmanager
 def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that tells how many of how many are done."""
+    """A bar for work that tells how many of how many are done, from when it first does."""
+    with ExitStack() as stack:
+        update = cache(lambda: stack.enter_context(_bar(what)))
+        yield lambda done, total: update()(done, total)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import Progress as Bars  # noqa: PLC0415 - takes longer to import than a plan to make
+
     with Bars(console=_err, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
@@ -146,6 +154,9 @@ def follow(snapshots: Iterator[Snapshot], *, quiet: bool) -> Snapshot:
 
 
 def _follow_bar(snapshots: Iterator[Snapshot]) -> Snapshot:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bars  # noqa: PLC0415 - as above
+
     state, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
     columns = (state, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Bars(*columns, console=_out) as bars:

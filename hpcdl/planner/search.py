@@ -29,7 +29,7 @@ from hpcdl.planner.space import Candidates, Floats
 from hpcdl.spec.decomposition import AXES
 
 Watch = Callable[[int, int], None]
-"""Told how many parts of how many of the space are done."""
+"""Told how many parts of how many of the space are done, where it has several."""
 
 MEMORY = "memory"
 """Why something is refused that keeps all rules."""
@@ -119,7 +119,7 @@ class Search:
             for block in self.space.blocks():
                 self._go_through(block)
                 self.done += 1
-                if watch:
+                if watch and self.space.parts > 1:
                     watch(self.done, self.space.parts)
         except KeyboardInterrupt:
             if watch is None:
