@@ -102,8 +102,12 @@ def busy(what: str) -> Iterator[None]:
 def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for work that tells how many of how many are done, from when it first does."""
     with ExitStack() as stack:
-        update = cache(lambda: stack.enter_context(_bar(what)))
-        yield lambda done, total: update()(done, total)
+        bar = cache(lambda: stack.enter_context(_bar(what)))
+
+        def update(done: int, total: int) -> None:
+            bar()(done, total)
+
+        yield update
 
 
 @contextmanager

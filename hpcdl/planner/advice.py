@@ -57,7 +57,7 @@ def too_big(case: Case, candidate: Candidate) -> str:
 
 
 def nearest(rule: str, d: Decomposition, model: Model, batch: int) -> str:
-    """The nearest values that keep a rule which ``d`` breaks, as the end of a sentence; empty where none do."""
+    """The nearest values that keep a rule which ``d`` breaks, to end a sentence with; empty where none do."""
     field = _VARIED.get(rule)
     if field is None:
         return ""
