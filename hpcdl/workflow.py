@@ -97,12 +97,12 @@ def study(request: Request) -> Study:
     source, experiment, site = inputs.source, inputs.experiment, inputs.site
     place = spread(experiment.resources, site)
     if isinstance(experiment.model, EntryModel):
-        return Study(source, experiment, site, place, None, _unplanned(experiment, place.ranks))
+        return Study(source, experiment, site, place, None, unplanned(experiment, place.ranks))
     found = plan(experiment, site, place.ranks)
     return Study(source, experiment, site, place, found, found.best.decomposition)
 
 
-def _unplanned(experiment: Experiment, ranks: int) -> Decomposition:
+def unplanned(experiment: Experiment, ranks: int) -> Decomposition:
     """What a model of the user's own runs with: what was given, or one replica a device.
 
     Raises:

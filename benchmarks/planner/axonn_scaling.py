@@ -45,6 +45,7 @@ def months(seconds: float, one: Answer) -> float:
 
 def main(target: Path) -> None:
     """Draw, and print what is drawn."""
+    mpl.rcParams["svg.hashsalt"] = "the same file for the same lines"
     weak, strong = scaling()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5))
     for machine, runs in groupby(weak, lambda one: one.row.machine.split(":")[0]):

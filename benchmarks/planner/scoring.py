@@ -120,8 +120,8 @@ def engine_of(row: Row) -> str:
 _ENGINES = (
     ("framework AxoNN", "axonn"),
     ("2502.08145", "axonn"),
-    ("_2025", "torchtitan-2025"),
     ("2205.05198", "megatron-2022"),
+    ("_2025", "torchtitan-2025"),
     ("FSDP2", "torchtitan"),
     ("FSDP", "fsdp"),
     ("nanotron", "nanotron"),

@@ -136,6 +136,10 @@ def plan(
             autocompletion=_complete_engine,
         ),
     ] = "hpcdl",
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", metavar="FILE", help="Efficiencies measured on this machine (YAML)."),
+    ] = None,
     what_if: Annotated[
         list[str] | None,
         typer.Option(
@@ -182,11 +186,27 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show which decompositions fit, how fast each will be and why the others lose."""
-    from hpcdl.cli.planning import Ask, View, show
-    from hpcdl.cli.simulating import simulation
+    from hpcdl.cli.plans.asking import Ask, View
+    from hpcdl.cli.plans.planning import show
 
-    disturbed = None if simulate is None else simulation(simulate)
-    ask = Ask(experiment, site, settings or [], gpus, nodes, engine, what_if or [], compare, tokens, weak)
+    disturbed = None
+    if simulate is not None:
+        from hpcdl.cli.plans.simulating import simulation
+
+        disturbed = simulation(simulate)
+    ask = Ask(
+        file=experiment,
+        site=site,
+        settings=settings or [],
+        gpus=gpus,
+        nodes=nodes,
+        engine=engine,
+        profile=profile,
+        what_if=what_if or [],
+        compare=compare,
+        tokens=tokens,
+        weak=weak,
+    )
     show(ask, View(top, explain, assumptions, disturbed, plot, json))
 
 

@@ -114,7 +114,7 @@ def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import Progress as Bars  # noqa: PLC0415 - takes longer to import than a plan to make
 
-    with Bars(console=_err, transient=True) as bars:
+    with Bars(console=_err, transient=True, disable=not _err.is_terminal) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

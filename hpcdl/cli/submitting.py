@@ -9,7 +9,8 @@ from typing import Any
 import typer
 
 from hpcdl import workflow
-from hpcdl.cli import plan_tables, render
+from hpcdl.cli import render
+from hpcdl.cli.plans import tables
 from hpcdl.errors import EngineError, InfeasibleError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
@@ -32,7 +33,7 @@ class Watch(Enum):
 def _study(request: workflow.Request) -> workflow.Study:
     study = workflow.study(request)
     if study.plan:
-        plan_tables.warnings(study.plan)
+        tables.warnings(study.plan)
         if study.plan.infeasible:
             raise InfeasibleError(study.plan.infeasible)
     return study

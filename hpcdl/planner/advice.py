@@ -76,12 +76,9 @@ def nearest(rule: str, d: Decomposition, model: Model, batch: int) -> str:
 
 
 def what_helps(case: Case, d: Decomposition) -> Iterator[str]:
-    """The smallest change that makes ``d`` fit, or several; and which offload does."""
-    single = next((remedy for remedy in remedies(case, d) if remedy.suffices), None)
-    if single is None:
+    """The changes that make ``d`` fit where no single one does, and which offload does."""
+    if not any(remedy.suffices for remedy in remedies(case, d)):
         yield from _several(case, d)
-    elif not set(single.change) & {"offload", "offload_activations"}:
-        yield f"the smallest change with which it fits: {single}"
     yield from _offload_helps(case, d)
 
 

@@ -99,9 +99,11 @@ def _schedule(case: Case, d: Decomposition) -> _Rows:
 
 
 def _engine(case: Case) -> _Rows:
-    engine = case.engine
-    yield "engine", engine.name, "what runs it"
-    yield "attention", case.attention, _ATTENTION[case.attention]
+    recipe, kernel = case.engine.keeps.recipe(case.training.precision), case.attention
+    yield "engine", case.engine.name, "what runs it"
+    yield "attention", kernel, _ATTENTION[kernel]
+    kept = f"{recipe.weights} + {recipe.gradients} + {recipe.optimizer}"
+    yield "state", kept, "bytes a parameter: weights, gradients, main copy and moments; nothing shared"
     for name, field in Overlap.model_fields.items():
         yield f"overlap {name}", "yes" if getattr(case.beside, name) else "no", field.description or ""
 
@@ -134,7 +136,7 @@ def _machine(case: Case) -> _Rows:
     yield (
         "device",
         node.device.model,
-        f"{case.layout.ranks_per_node} ranks on each of {case.layout.nodes} nodes",
+        f"{case.layout.nodes} x {case.layout.ranks_per_node} of them, one a rank",
     )
     yield "peak", f"{case.peak_flops / TERA:.4g} TFLOP/s", f"of a rank in {case.training.precision}"
     yield "memory bandwidth", f"{node.device.memory_bandwidth:.4g} GB/s", "of a device"

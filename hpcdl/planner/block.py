@@ -113,7 +113,7 @@ class _Pass:
         """A collective beside ``room``, which lies at ``places``."""
         found = beside(self.fabric.case.profile, seconds, room, wanted=wanted)
         self.wait(part, found.exposed)
-        if found.left is room:
+        if found.left is room:  # nothing ran beside it
             return
         self.price = self.price + found.price
         there, inside = self.free(AXES[part], places), self.fabric.inside(AXES[part])
@@ -210,7 +210,8 @@ def _forward(case: Case, c: Candidates, fabric: Fabric, work: Work, linears: lis
     core = compute.core(case, c)
     products = _products(case, work)
     there = _Pass(fabric, _at_places(products, core, work.forward))
-    there.hide("context", comm.ring(fabric).forward, (_CORE,), wanted=True)
+    passed_on = not case.engine.exchange.gathers_context
+    there.hide("context", comm.context(fabric).forward, (_CORE,), wanted=passed_on)
     there.wait("experts", comm.experts(fabric).forward)
     there.wait("tensor y", comm.moments(fabric))
     for linear, product, place in zip(linears, products, _OF_LINEAR, strict=True):
@@ -224,7 +225,8 @@ def _backward(case: Case, c: Candidates, fabric: Fabric, work: Work, linears: li
     products = _products(case, work)
     twice = [2 * product for product in products]
     back = _Pass(fabric, _at_places(twice, 2 * compute.core(case, c), work.backward))
-    back.hide("context", comm.ring(fabric).backward, (_CORE,), wanted=True)
+    passed_on = not case.engine.exchange.gathers_context
+    back.hide("context", comm.context(fabric).backward, (_CORE,), wanted=passed_on)
     back.wait("experts", comm.experts(fabric).backward)
     back.wait("tensor y", comm.moments(fabric))
     for linear, product, place in zip(linears, products, _OF_LINEAR, strict=True):

@@ -146,14 +146,20 @@ def vocabulary_elements(fabric: Fabric) -> Floats:
     return elements
 
 
-def ring(fabric: Fabric) -> Traffic:
-    """Context parallelism in one layer: keys and values go round, in backward with their gradients."""
+def context(fabric: Fabric) -> Traffic:
+    """Context parallelism in one layer: keys and values go round, in backward with their gradients.
+
+    Or all parts are gathered before attention, and their gradients scattered after it.
+    """
     case, c = fabric.case, fabric.candidates
     model = case.model
     if not (c.context > 1).any():
         return Traffic(0.0 * c.context, 0.0 * c.context)
-    width = 2 * model.kv_heads * model.head_size / c.x
-    hops = (c.context - 1) * fabric.send(_tokens(fabric) * width * case.element_bytes, "context")
+    part = _tokens(fabric) * 2 * model.kv_heads * model.head_size / c.x * case.element_bytes
+    if case.engine.exchange.gathers_context:
+        gathered = fabric.gather(part * c.context, "context")
+        return Traffic(gathered, 2 * gathered)
+    hops = (c.context - 1) * fabric.send(part, "context")
     return Traffic(hops, 2 * hops)
 
 

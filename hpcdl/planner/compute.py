@@ -45,7 +45,7 @@ class Work(NamedTuple):
         return Work(*(mine + its for mine, its in zip(self, other, strict=True)))
 
 
-_SHAPE = ("x", "y", "context", "expert", "microbatch", "sequence_parallel", "recomputed")
+_SHAPE = ("x", "y", "context", "expert", "microbatch", "sequence_parallel")
 
 
 def _once_a_shape(function: Callable[[Case, Candidates], Work]) -> Callable[[Case, Candidates], Work]:

@@ -37,6 +37,9 @@ class Kernels:
     update_bytes: int = 30  # gradient, main copy, two moments; three of them and the weight
 
 
+_EVERYTHING = Overlap()
+
+
 @dataclass(frozen=True)
 class Exchange:
     """How an engine communicates.
@@ -51,6 +54,7 @@ class Exchange:
         gathers_ahead: new weights of ZeRO-1 are gathered beside the next forward.
         in_pieces: sums of outputs run beside their own product, cut into pieces (tp-comm-overlap).
         splits_messages: ranks along x send a message of the pipeline in parts and gather it after.
+        gathers_context: keys and values of a whole sequence are gathered before attention, not passed on.
         y_inside: ranks along y sit closer than those along x.
     """
 
@@ -62,6 +66,7 @@ class Exchange:
     gathers_ahead: bool = False
     in_pieces: bool = False
     splits_messages: bool = False
+    gathers_context: bool = False
     y_inside: bool = False
 
 
@@ -71,6 +76,10 @@ _SEPARATE = Exchange(
     reduced_bytes=2,
     splits_messages=True,  # Narayanan et al. 2021, section 4.1; DeepSpeed's PartitionedTensor
 )
+# FSDP2 copies what was gathered to where it is used, and gradients into a buffer in fp32 (foreach_all_gather
+# and foreach_reduce in torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py): 2 + 2 and 2 + 4 bytes, five
+# on average of two gathers and a scatter. FSDP1 casts its flat gradient and divides it: 2 + 4 and 4 + 4.
+_SHARDED = Exchange(Overlap(optimizer=False), regathers=False, reshards=True, copied_bytes=5)
 
 
 @dataclass(frozen=True)
@@ -124,11 +133,6 @@ _DEEPSPEED = replace(
     source="as Megatron-LM, with DeepSpeed's optimizers (bigscience-workshop/Megatron-DeepSpeed)",
 )
 
-# FSDP2 copies what was gathered to where it is used, and gradients into a buffer in fp32 (foreach_all_gather
-# and foreach_reduce in torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py): 2 + 2 and 2 + 4 bytes, five
-# on average of two gathers and a scatter. FSDP1 casts its flat gradient and divides it: 2 + 4 and 4 + 4.
-_SHARDED = Exchange(Overlap(optimizer=False), regathers=False, reshards=True, copied_bytes=5)
-
 _FSDP = Engine(
     "fsdp",
     kernels=Kernels("first"),  # Triton's of FlashAttention 1
@@ -141,7 +145,7 @@ _TORCHTITAN = replace(
     _FSDP,
     name="torchtitan",
     kernels=Kernels(),
-    exchange=replace(_SHARDED, overlap=Overlap(input_gradient=False, optimizer=False)),
+    exchange=replace(_SHARDED, overlap=Overlap(input_gradient=False, optimizer=False), gathers_context=True),
     keeps=keeping.TORCHTITAN,
     tables=True,
     source="FSDP2: fp32 shards, gathered in bf16 (arXiv 2410.06511)",

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from hpcdl.errors import UsageError
+from hpcdl.planner import memory
 from hpcdl.planner.estimate import FORMULAS
 from hpcdl.planner.plan import Plan
 from hpcdl.planner.rank import Candidate, offloaded
 from hpcdl.planner.remedies import remedies
-from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES
+from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES, Decomposition
 from hpcdl.units import GIB, format_bytes, format_seconds
 
 _SHOWN = 0.005  # terms and differences below this share of a step are left out
@@ -27,6 +28,7 @@ def explain(plan: Plan, rank: int = 1) -> list[str]:
     """
     candidate = chosen(plan, rank)
     lines = [_headline(candidate), "", *_time(candidate), "", *_memory(candidate, plan.budget_gib)]
+    lines += [_stages(plan, candidate)]
     if candidate.memory_gib > plan.budget_gib:
         lines += ["", *_remedies(plan, candidate)]
     if plan.without:
@@ -38,8 +40,14 @@ def explain(plan: Plan, rank: int = 1) -> list[str]:
     return [*lines, "", *candidate.notes]
 
 
-def explanation(plan: Plan) -> dict[str, Any]:
-    """The rivals of the best and the refusals, as plain values under documented names."""
+def explanation(plan: Plan, rank: int = 1) -> dict[str, Any]:
+    """What ``explain`` tells, as plain values under documented names.
+
+    Raises:
+        UsageError: the plan holds no such rank.
+    """
+    peaks = memory.by_stage(plan.case, chosen(plan, rank).decomposition)
+    stages = [{"stage": peak.stage, "moment": peak.moment, "gib": peak.bytes / GIB} for peak in peaks]
     rivals = {
         name: {
             "candidate": rival.to_json(),
@@ -55,6 +63,8 @@ def explanation(plan: Plan) -> dict[str, Any]:
     found = remedies(plan.case, misfit.decomposition) if misfit else ()
     changes = [{"change": remedy.change, "need": remedy.need, "fits": remedy.suffices} for remedy in found]
     return {
+        "rank": rank,
+        "stages": stages,
         "rivals": rivals,
         "refused": refused,
         "nearest_misfit": misfit and misfit.to_json(),
@@ -73,12 +83,25 @@ def chosen(plan: Plan, rank: int) -> Candidate:
     return plan.candidates[rank - 1]
 
 
+def described(d: Decomposition) -> str:
+    """A decomposition in words: degrees, microbatch, recomputation, and what else is not as by default."""
+    every = f" every {d.recompute_every}" if d.recompute_every > 1 else ""
+    seldom = {
+        f"ZeRO-{d.zero}": d.zero > 0,
+        "sequence parallel": d.sequence_parallel,
+        f"{d.interleave} chunks a rank": d.interleave > 1,
+        "weight gradients deferred": d.defer_weights,
+        f"{d.in_flight} in flight": d.in_flight,
+        f"order {d.order}": d.order != Decomposition().order,
+        f"offload {offloaded(d)}": offloaded(d) != "none",
+    }
+    parts = (f"microbatch {d.microbatch}", f"recompute {d.recompute}{every}")
+    return ", ".join([str(d), *parts, *(words for words, chosen in seldom.items() if chosen)])
+
+
 def _headline(candidate: Candidate) -> str:
-    d = candidate.decomposition
-    held = offloaded(d)
-    offload = "" if held == "none" else f", offload {held}"
     return (
-        f"rank {candidate.rank}: {d}, microbatch {d.microbatch}, recompute {d.recompute}{offload}: "
+        f"rank {candidate.rank}: {described(candidate.decomposition)}: "
         f"{format_seconds(candidate.step_seconds)} a step, {candidate.mfu:.1%} of peak"
     )
 
@@ -100,6 +123,14 @@ def _memory(candidate: Candidate, budget_gib: float) -> Iterator[str]:
     if candidate.host_memory_gib:
         name = "host memory"
         yield f"  {format_bytes(candidate.host_memory_gib * GIB):>12}  besides  {name}: {FORMULAS[name]}"
+
+
+def _stages(plan: Plan, candidate: Candidate) -> str:
+    peaks = memory.by_stage(plan.case, candidate.decomposition)
+    if len(peaks) == 1:
+        return f"  its fullest moment: {peaks[0].moment}"
+    each = (f"{peak.stage} {format_bytes(peak.bytes)} ({peak.moment})" for peak in peaks)
+    return f"  fullest moment by stage: {', '.join(each)}"
 
 
 def _remedies(plan: Plan, candidate: Candidate) -> Iterator[str]:
@@ -129,10 +160,8 @@ def _without(plan: Plan) -> Iterator[str]:
 def _compared(plan: Plan, other: Candidate) -> str:
     change = other.step_seconds / plan.best.step_seconds - 1
     way = "slower" if change >= 0 else "faster"
-    d, seconds = other.decomposition, format_seconds(other.step_seconds)
-    return (
-        f"{d}, microbatch {d.microbatch}, recompute {d.recompute}: {seconds} a step, {abs(change):.1%} {way}"
-    )
+    seconds = format_seconds(other.step_seconds)
+    return f"{described(other.decomposition)}: {seconds} a step, {abs(change):.1%} {way}"
 
 
 def _rivals(plan: Plan) -> Iterator[str]:

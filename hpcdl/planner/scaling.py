@@ -2,61 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Any
 
 from hpcdl.errors import UsageError
 from hpcdl.planner.question import Outcome, Question
 
-MOST_COUNTS = 64
-"""Numbers of devices that are looked at in one go."""
-
-_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(?:x(\d+)|\+(\d+)))?)?")
-_FORMS = "write 64,128,256, or a range: 64-1024 (doubling), 64-4096:x4 (times four), 64-512:+64 (64 more)"
+Watch = Callable[[int, int], None]
 _BILLION = 1e9
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """Numbers of devices, ascending: ``64``, ``64,128,256``, ``64-1024``, ``64-4096:x4``, ``64-512:+64``.
-
-    A range doubles, or grows by the factor or the step after the colon, up to its end.
-
-    Raises:
-        UsageError: anything else, a zero, or more than ``MOST_COUNTS``.
-    """
-    found: set[int] = set()
-    for item in text.split(","):
-        found.update(_range(item.strip(), text))
-        if len(found) > MOST_COUNTS:
-            raise UsageError(f"--gpus {text} is more than {MOST_COUNTS} numbers of devices", _FORMS)
-    return tuple(sorted(found))
-
-
-def _range(item: str, text: str) -> Iterator[int]:
-    match = _RANGE.fullmatch(item)
-    if not match:
-        raise UsageError(f"--gpus {text}: {item!r} is not a number of devices", _FORMS)
-    first = int(match[1])
-    last, factor, step = (int(part) if part else None for part in match.groups()[1:])
-    if first == 0 or step == 0 or factor in (0, 1):
-        raise UsageError(f"--gpus {text}: {item!r} does not grow, or begins with no device", _FORMS)
-    if last is None:
-        yield first
-    elif last < first:
-        raise UsageError(f"--gpus {text}: {item!r} ends before it begins", f"write {last}-{first}")
-    else:
-        grown = (lambda number: number + step) if step else (lambda number: number * (factor or 2))
-        yield from takewhile(lambda number: number <= last, _repeated(grown, first))
-
-
-def _repeated(grown: Callable[[int], int], number: int) -> Iterator[int]:
-    """No more of them than are refused."""
-    for _ in range(MOST_COUNTS + 1):
-        yield number
-        number = grown(number)
 
 
 @dataclass(frozen=True)
@@ -149,7 +103,12 @@ class Scaling:
 
 
 def scaling(
-    question: Question, gpus: Sequence[int], *, weak: bool = False, tokens: float | None = None
+    question: Question,
+    gpus: Sequence[int],
+    *,
+    weak: bool = False,
+    tokens: float | None = None,
+    watch: Watch = lambda _done, _total: None,
 ) -> Scaling:
     """Ask ``question`` for each of several numbers of devices, ascending.
 
@@ -158,14 +117,17 @@ def scaling(
         gpus: numbers of devices.
         weak: let the global batch be that of the first number and grow with the devices.
         tokens: how many the model is to be trained on.
+        watch: told after each number how many of how many are done.
 
     Raises:
         UsageError: a grown batch would not be whole.
     """
     asked = [_grown(question, count, gpus[0]) if weak else question for count in gpus]
-    outcomes = [each.ask(count) for each, count in zip(asked, gpus, strict=True)]
-    points = _on_the_front(_with_efficiency([Point(outcome) for outcome in outcomes]))
-    return Scaling(tuple(points), weak, tokens)
+    points = []
+    for each, count in zip(asked, gpus, strict=True):
+        points.append(Point(each.ask(count)))
+        watch(len(points), len(gpus))
+    return Scaling(tuple(_on_the_front(_with_efficiency(points))), weak, tokens)
 
 
 def _grown(question: Question, gpus: int, first: int) -> Question:

@@ -17,6 +17,7 @@ from hpcdl.units import parse_bytes
 
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?)x")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z/]*)")
+_MOST = 1 << 16  # devices or cores of a node
 _FORM = "write KEY=VALUE, for example link.inter=2x or device.memory=80GiB"
 
 
@@ -55,8 +56,8 @@ def _apply(node: NodeType, setting: str, precision: Precision) -> NodeType:
     value = _value(setting, text, key, now)
     if not 0 < value < math.inf:
         raise UsageError(f"--what-if {setting}: {name} must be above zero and finite")
-    if not key.unit and value != int(value):
-        raise UsageError(f"--what-if {setting}: {name} would be {value:g}, which is not a whole number")
+    if not key.unit and (value != int(value) or value > _MOST):
+        raise UsageError(f"--what-if {setting}: {name} {value:g} is not a whole number of at most {_MOST}")
     return key.write(node, precision, value)
 
 
@@ -71,7 +72,7 @@ def _value(setting: str, text: str, key: _Key, now: float | None) -> float:
     if key.unit == "bytes":
         try:
             return parse_bytes(text)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UsageError(f"--what-if {setting}: {error}") from None
     number = _NUMBER.fullmatch(text)
     if not number or number[2] not in ("", key.unit):
@@ -114,8 +115,9 @@ def _set_inter(node: NodeType, _: Precision, rate: float) -> NodeType:
 def _set_flops(node: NodeType, precision: Precision, peak: float) -> NodeType:
     """Other precisions change by the same factor."""
     known = node.device.peak_tflops
-    factor = peak / known[precision]
-    return _device(node, peak_tflops={name: value * factor for name, value in known.items()})
+    factor = peak / known.get(precision, peak)
+    scaled = {name: value * factor for name, value in known.items()}
+    return _device(node, peak_tflops={**scaled, precision: peak})
 
 
 def _set_devices(node: NodeType, _: Precision, count: float) -> NodeType:

@@ -70,11 +70,11 @@ class Profile(Frozen):
 # row of BLOOM's tuning runs (nvidia-smi, docs/planner/memory.md); a report on NCCL has 1.6 GB with one and
 # 6 GB with three (NVIDIA/nccl issue 864).
 _A100 = Profile(
-    gemm_efficiency=0.84,
+    gemm_efficiency=0.83,
     flash_efficiency=0.667,
     flash_backward_efficiency=0.527,
     memory_efficiency=0.92,
-    score_efficiency=0.53,
+    score_efficiency=0.56,
     processors=108,
     products="A100",
     kernel_launch_s=1e-6,
@@ -91,7 +91,7 @@ _A100 = Profile(
     date="2026-11",
 )
 
-# Best matmuls: stas00/ml-engineering, 2025. What training reaches of the best is taken from the A100, 0.84
+# Best matmuls: stas00/ml-engineering, 2025. What training reaches of the best is taken from the A100, 0.83
 # of 0.869. FlashAttention 2 runs at 370 of 989 TFLOP/s there, version 3 and cuDNN at 610 to 650 (arXiv
 # 2407.08608, figure 5). Its backward is taken to be as far below as the A100's. 132 processors.
 _HOPPER = dict(
@@ -102,7 +102,7 @@ _GPUS: dict[str, Profile] = {
     # The best matmul of a GH200 reaches 828.6 of 989 TFLOP/s; the rest as the H100.
     "GH200": _A100.model_copy(
         update=dict(
-            _HOPPER, gemm_efficiency=0.81, source="A100 values; matmul 829/989 and flash attention on Hopper"
+            _HOPPER, gemm_efficiency=0.80, source="A100 values; matmul 829/989 and flash attention on Hopper"
         )
     ),
     # The best matmul of an H100 reaches 794.5 of 989 TFLOP/s. H200: the same processors.
@@ -132,7 +132,7 @@ _GPUS: dict[str, Profile] = {
     # compute units. Flash attention as far below the A100's as the matmul; not measured.
     "MI250X": _A100.model_copy(
         update=dict(
-            gemm_efficiency=0.63,
+            gemm_efficiency=0.62,
             flash_efficiency=0.50,
             flash_backward_efficiency=0.40,
             processors=110,

@@ -35,7 +35,7 @@ def test_without_a_budget_of_tokens_prices_are_of_a_billion_and_of_a_step(hpcdl,
 
 def test_several_numbers_as_json(hpcdl, auto):
     document = json.loads(hpcdl("plan", auto, *MACHINE, "--gpus", "2-8", "--weak", "--json").out)
-    assert list(document) == ["experiment", "site", "engine", "scaling", "tokens", "points"]
+    assert list(document) == ["experiment", "site", "engine", "what_if", "scaling", "tokens", "points"]
     assert document["scaling"] == "weak"
     assert [point["gpus"] for point in document["points"]] == [2, 4, 8]
     assert set(document["points"][0]) == {
@@ -44,10 +44,40 @@ def test_several_numbers_as_json(hpcdl, auto):
     }  # fmt: skip
 
 
+def test_what_submit_would_refuse_of_several_is_said_once(hpcdl, auto):
+    paid = ("--set", "resources.account=m1")
+    result = hpcdl("plan", auto, *MACHINE, *paid, "--gpus", "4,64,128", "--set", "training.global_batch=128")
+    (note,) = [line for line in result.err.splitlines() if line.startswith("note: ")]
+    assert note.startswith(
+        "note: submit would refuse 64, 128 devices: queue debug takes jobs of at most 8 nodes"
+    )
+
+
 def test_a_token_budget_needs_but_one_number(hpcdl, auto):
     result = hpcdl("plan", auto, *MACHINE, "--tokens", "1T")
     assert result.code == 0
     assert "to 1T" in result.out
+
+
+def test_several_numbers_on_a_changed_machine_say_so(hpcdl, auto):
+    asked = ("plan", auto, *MACHINE, "--gpus", "2,4", "--what-if", "device.flops=2x")
+    assert "all of this if device.flops=2x" in hpcdl(*asked).out
+    faster = json.loads(hpcdl(*asked, "--json").out)
+    now = json.loads(hpcdl("plan", auto, *MACHINE, "--gpus", "2,4", "--json").out)
+    assert (faster["what_if"], now["what_if"]) == (["device.flops=2x"], [])
+    assert faster["points"][0]["step_seconds"] <= now["points"][0]["step_seconds"]
+
+
+def test_more_devices_than_the_machine_has_are_rows_with_their_reason(hpcdl, auto, tmp_path):
+    alone = tmp_path / "alone.yaml"
+    shown = hpcdl("site", "show", "perlmutter").out
+    alone.write_text(shown.replace("nic_bandwidth: 25", "nic_bandwidth: 0"))
+    result = hpcdl("plan", auto, "--site", alone, *MACHINE[2:], "--gpus", "8,16")
+    assert result.code == 3
+    assert "8 devices cannot run: site perlmutter states no network" in result.out
+    both = hpcdl("plan", auto, "--site", alone, *MACHINE[2:], "--gpus", "8", "--what-if", "link.inter=100")
+    assert both.code == 0
+    assert "now cannot run: site perlmutter states no network" in both.out
 
 
 def test_no_number_that_can_run_exits_3_after_showing_why(hpcdl, auto):
@@ -99,6 +129,35 @@ def test_a_side_that_cannot_run_is_told_and_both_exit_3(hpcdl, auto, tmp_path):
     both = hpcdl("plan", wrong, *MACHINE, "--compare", copy)
     assert both.code == 3
     assert "neither wrong nor copy can run" in both.err
+
+
+def test_a_measured_profile_replaces_the_shipped_numbers(hpcdl, auto, tmp_path):
+    path = tmp_path / "profile.yaml"
+    path.write_text("step_overhead_s: 1.5\nsource: measured here\ndate: 2026-11\n")
+    asked = ("plan", auto, *MACHINE, "--json")
+    shipped, measured = (json.loads(hpcdl(*asked, *more).out) for more in ((), ("--profile", path)))
+    before, after = (document["candidates"][0] for document in (shipped, measured))
+    assert after["breakdown"]["step overhead"] == 1.5
+    assert after["breakdown"]["forward"] == before["breakdown"]["forward"]
+    assert "efficiencies: measured here (2026-11)" in after["notes"]
+    result = hpcdl("plan", auto, *MACHINE, "--profile", path, "--assumptions")
+    assert "measured here (2026-11)" in result.out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gemm_eficiency: 0.5\nsource: s\ndate: 2026-11", "did you mean 'gemm_efficiency'?"),
+        ("gemm_efficiency: 1.5\nsource: s\ndate: 2026-11", "profile.yaml:1:18: gemm_efficiency is 1.5"),
+        ("gemm_efficiency: 0.5", "source is missing"),
+        ("- 1", "profile.yaml"),
+    ],
+)
+def test_a_profile_that_is_none_is_told_with_its_place(hpcdl, auto, tmp_path, text, words):
+    (tmp_path / "profile.yaml").write_text(text)
+    result = hpcdl("plan", auto, *MACHINE, "--profile", tmp_path / "profile.yaml")
+    assert result.code == 2
+    assert words in result.err
 
 
 def test_assumptions_are_printed_on_demand(hpcdl, auto):
@@ -170,13 +229,13 @@ def test_a_plan_that_cannot_run_is_drawn_without_its_pipeline(hpcdl, auto, tmp_p
     path = tmp_path / "plan.svg"
     assert hpcdl("plan", auto, *MACHINE, "--set", "parallelism={pipeline: 4}", "--plot", path).code == 3
     assert "<!-- stage -->" not in path.read_text()
-    assert "<!-- forward -->" in path.read_text()
+    assert "<!-- seconds of a step -->" in path.read_text()
 
 
 def test_without_matplotlib_the_extra_is_named(hpcdl, auto, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "hpcdl.cli.plots", raising=False)
-    monkeypatch.delattr("hpcdl.cli.plots", raising=False)
+    monkeypatch.delitem(sys.modules, "hpcdl.cli.plans.plots", raising=False)
+    monkeypatch.delattr("hpcdl.cli.plans.plots", raising=False)
     result = hpcdl("plan", auto, *MACHINE, "--plot", tmp_path / "plan.svg")
     assert result.code == 2
     assert "--plot needs matplotlib, which is an extra" in result.err
@@ -185,14 +244,17 @@ def test_without_matplotlib_the_extra_is_named(hpcdl, auto, tmp_path, monkeypatc
 
 
 def test_a_plan_without_a_figure_loads_no_matplotlib():
-    code = "import sys, hpcdl.cli.planning; print(*sys.modules)"
+    code = "import sys, hpcdl.cli.plans.planning; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "matplotlib" not in done.stdout.split()
 
 
 def test_an_explanation_as_json(hpcdl, auto):
     document = json.loads(hpcdl("plan", auto, *MACHINE, "--explain", "2", "--json").out)
-    assert list(document["explanation"]) == ["rivals", "refused", "nearest_misfit", "remedies"]
+    assert list(document["explanation"]) == [
+        "rank", "stages", "rivals", "refused", "nearest_misfit", "remedies",
+    ]  # fmt: skip
+    assert document["explanation"]["rank"] == 2
     assert hpcdl("plan", auto, *MACHINE, "--explain", "999", "--json").code == 2
 
 
@@ -214,7 +276,9 @@ def test_another_engine_runs_what_ours_cannot(hpcdl, tiny):
         (("--gpus", "2,4", "--nodes", "1"), "--nodes 1 goes with one number of devices"),
         (("--gpus", "2,4", "--explain", "1"), "--explain looks at one plan"),
         (("--what-if", "link.inter=2x", "--assumptions"), "--assumptions looks at one plan"),
-        (("--gpus", "2,4", "--compare", "x.yaml"), "--compare goes with one number of devices"),
+        (("--gpus", "2,4", "--compare", "x.yaml"), "--compare sets two plans side by side"),
+        (("--tokens", "1B", "--compare", "x.yaml"), "--compare sets two plans side by side"),
+        (("--tokens", ""), "--tokens: '' is not a count above zero"),
         (("--weak",), "--weak lets the batch grow with the devices"),
         (("--gpus", "3,4", "--weak"), "which is not whole"),
         (("--tokens", "lots"), "--tokens: 'lots' is not a count above zero"),
@@ -223,6 +287,7 @@ def test_another_engine_runs_what_ours_cannot(hpcdl, tiny):
         (("--what-if", "link.intr=2x"), "did you mean 'link.intra'?"),
         (("--what-if", "link.inter=2x", "--compare", "x.yaml"), "use one of them"),
         (("--compare", "none.yaml"), "none.yaml: there is no such file"),
+        (("--profile", "none.yaml"), "none.yaml: there is no such file"),
         (("--engine", "deepsped"), "there is no engine 'deepsped' to plan for"),
         (("--explain", "999"), "rank 999 is not in this plan"),
         (("--simulate", ""), "there is no key ''"),

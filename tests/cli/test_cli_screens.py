@@ -73,6 +73,12 @@ def test_plan_shows_what_is_offloaded(hpcdl, tiny):
     assert ", offload parameters + activations: " in hpcdl("plan", tiny, *held, "--explain", "1").out
 
 
+def test_plan_shows_choices_that_are_seldom_made_where_one_is(hpcdl, tiny):
+    held = ("--set", "parallelism={data: 2, zero: 1, recompute: full, recompute_every: 2}")
+    assert " zero  every " in hpcdl("plan", tiny, *held).out
+    assert "zero" not in hpcdl("plan", tiny).out
+
+
 def test_plan_of_an_explicit_decomposition_that_cannot_run_shows_it_and_exits_3(hpcdl, tiny):
     result = hpcdl("plan", tiny, "--set", "parallelism.data=3")
     assert result.code == 3

@@ -70,7 +70,7 @@ def test_its_equations_are_the_planners_volumes():
 
 
 def test_overlaps_save_what_they_saved_on_8192_gcds():
-    """Its grid is not printed. Seen with weights over z alone: 24.4, 24.4, 21.0 and 17.0 s."""
+    """Its grid is not printed. Seen with weights over z alone: 23.7, 23.7, 20.4 and 16.3 s."""
     case = case_of("Frontier", "80B", 8192)
     steps = [seconds(case, *switches, z=8192) for switches, _ in OVERLAPS]
     assert steps == sorted(steps, reverse=True)

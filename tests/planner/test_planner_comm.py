@@ -101,7 +101,7 @@ def test_gradient_reduction_is_equation_6_of_axonn(case_on):
 def test_an_axis_of_one_costs_nothing(case_on):
     f = fabric(case_on(ranks_per_node=1))
     parts = [*layer(f).values(), comm.loss(f), comm.hop(f), comm.tied_embedding(f)]
-    parts += [each.total for each in (*comm.embedding(f).values(), comm.ring(f), comm.experts(f))]
+    parts += [each.total for each in (*comm.embedding(f).values(), comm.context(f), comm.experts(f))]
     parts += [*comm.shards(f, comm.layer_elements(f)), *comm.gradient_reduction(f, np.array([1e6]))]
     assert all(seconds[0] == 0 for seconds in parts)
     assert f.world() == 0

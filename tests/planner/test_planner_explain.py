@@ -5,11 +5,29 @@ import json
 import pytest
 
 from hpcdl.planner import estimate, plan
-from hpcdl.planner.explain import explain, explanation
+from hpcdl.planner.explain import described, explain, explanation
 from hpcdl.planner.remedies import remedies
 from hpcdl.spec.decomposition import Decomposition
 
 SHAPE = dict(layers=16, hidden=2048, heads=16, vocab=32000, sequence=2048)
+
+
+@pytest.mark.parametrize(
+    ("d", "words"),
+    [
+        (Decomposition(data=4), "data 4, microbatch 1, recompute none"),
+        (
+            Decomposition(pipeline=4, interleave=2, defer_weights=True, recompute="full", recompute_every=3),
+            "pipeline 4, microbatch 1, recompute full every 3, 2 chunks a rank, weight gradients deferred",
+        ),
+        (
+            Decomposition(data=2, x=2, sequence_parallel=True, zero=1, offload="optimizer", in_flight=3),
+            "data 2 × x 2, microbatch 1, recompute none, ZeRO-1, sequence parallel, 3 in flight, offload optimizer",
+        ),
+    ],
+)
+def test_a_decomposition_in_words_leaves_nothing_out(d, words):
+    assert described(d) == words
 
 
 @pytest.fixture
@@ -43,25 +61,23 @@ def test_an_explicit_one_that_does_not_fit_lists_every_change_that_would_do(tigh
         assert not estimate(experiment_of(batch=64, **SHAPE), site_with("16GiB"), changed).refusals
 
 
-def test_the_refusal_itself_names_the_smallest_change(tight):
-    found = tight("16GiB", {"data": 8, "microbatch": 4})
-    smallest = next(remedy for remedy in remedies(found.case, found.best.decomposition) if remedy.suffices)
-    if "offload" in smallest.change:
-        assert "with parallelism.offload" in found.infeasible
-    else:
-        assert f"the smallest change with which it fits: {smallest}" in found.infeasible
-
-
 def test_what_nothing_can_make_fit_is_said_to_be_so(tight):
     found = tight("1500MiB", {"data": 8})
     assert "no single change would make it fit" in explain(found)
-    assert "smallest change" not in found.infeasible
+
+
+def test_the_fullest_moment_of_each_stage_is_told(tight):
+    lines = "\n".join(explain(tight("80GiB", {"pipeline": 4, "data": 2, "microbatch": 4})))
+    assert "  fullest moment by stage: first " in lines
+    assert ", last " in lines
+    assert "  its fullest moment: " in "\n".join(explain(tight("80GiB", {"data": 8})))
 
 
 def test_the_explanation_as_values(tight):
     found = tight("12GiB")
     document = json.loads(json.dumps(explanation(found)))
-    assert list(document) == ["rivals", "refused", "nearest_misfit", "remedies"]
+    assert list(document) == ["rank", "stages", "rivals", "refused", "nearest_misfit", "remedies"]
+    assert max(stage["gib"] for stage in document["stages"]) == pytest.approx(found.best.memory_gib)
     assert set(document["rivals"]) == set(found.rivals)
     for name, rival in document["rivals"].items():
         gained = sum(rival["differences"].values())

@@ -3,8 +3,9 @@
 import pytest
 
 from hpcdl.errors import UsageError
+from hpcdl.planner.counts import MOST_COUNTS, counts
 from hpcdl.planner.question import Question
-from hpcdl.planner.scaling import MOST_COUNTS, counts, scaling
+from hpcdl.planner.scaling import scaling
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,9 @@ def test_numbers_of_devices_are_lists_and_ranges(text, found):
         ("8-64:x1", "'8-64:x1' does not grow"),
         ("8-64:+0", "'8-64:+0' does not grow"),
         ("64-8", "'64-8' ends before it begins"),
+        ("9" * 5000, "is not a number of devices"),
+        ("9" * 12, "more devices than any machine has"),
+        ("8-" + "9" * 12, "more devices than any machine has"),
         ("1-100000:+1", f"more than {MOST_COUNTS} numbers"),
     ],
 )
@@ -121,3 +125,11 @@ def test_under_weak_scaling_the_batch_grows(experiment_of, perlmutter):
 def test_a_weak_batch_must_stay_whole(experiment_of, perlmutter):
     with pytest.raises(UsageError, match="a global batch of 32 on 3 devices is 42"):
         scaling(Question(experiment_of(batch=32), perlmutter), (3, 4), weak=True)
+
+
+def test_progress_is_told_after_each_number(experiment_of, perlmutter):
+    told = []
+    scaling(
+        Question(experiment_of(), perlmutter), (4, 8), watch=lambda done, total: told.append((done, total))
+    )
+    assert told == [(1, 2), (2, 2)]

@@ -157,9 +157,17 @@ def test_a_ring_of_attention_passes_keys_and_values_on(any_case):
     grouped = BIG.model_copy(update={"kv_heads": 8})
     f = fabric(any_case(model=grouped, **NO_LATENCY), context=4)
     hops = 3 * 2 * 1024 * 1024 * 2 / f.bandwidth("context")[0]
-    ring = comm.ring(f)
+    ring = comm.context(f)
     assert ring.forward[0] == pytest.approx(hops)
     assert ring.backward[0] == pytest.approx(2 * hops)
+
+
+def test_gathered_keys_and_values_move_as_much_and_hide_behind_nothing(any_case):
+    """torchtitan's default; by a ring a long sequence's attention hides all of it."""
+    passed, gathered = (any_case(name, nodes=4, model=BIG, **NO_LATENCY) for name in ("any", "torchtitan"))
+    moved = [comm.context(fabric(case, context=16)).total[0] for case in (passed, gathered)]
+    assert moved[0] == pytest.approx(moved[1])
+    assert leaves(passed, context=16)["context"] < leaves(gathered, context=16)["context"]
 
 
 def test_a_ring_of_attention_hides_behind_long_sequences(any_case):

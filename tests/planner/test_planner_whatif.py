@@ -87,7 +87,10 @@ def test_faster_links_make_a_plan_faster(question):
         ("link.inter=", "'' is no value for it"),
         ("device.memory=80parsec", "'80parsec' is not a size"),
         ("device.memory=0GiB", "device.memory must be above zero"),
-        ("node.devices=1.3x", "node.devices would be 5.2, which is not a whole number"),
+        ("node.devices=1.3x", "node.devices 5.2 is not a whole number of at most 65536"),
+        ("node.devices=1000000000000", "node.devices 1e+12 is not a whole number of at most 65536"),
+        (f"device.flops={'9' * 400}x", "device.flops must be above zero and finite"),
+        (f"device.memory={'9' * 400}GiB", "cannot convert float infinity to integer"),
         ("node.devices=0", "node.devices must be above zero"),
     ],
 )
@@ -102,6 +105,22 @@ def test_an_unknown_key_lists_the_known(question):
     with pytest.raises(UsageError) as refused:
         changed(question, ["colour=2x"])
     assert all(key in refused.value.hint for key in KEYS)
+
+
+def test_a_precision_that_the_device_lacks_can_be_given_a_peak(experiment_of, perlmutter):
+    gpu = perlmutter.nodes["gpu40"]
+    old = gpu.device.model_copy(update={"peak_tflops": {"fp32": 10.0}})
+    site = perlmutter.model_copy(
+        update={"nodes": {**perlmutter.nodes, "gpu40": gpu.model_copy(update={"device": old})}}
+    )
+    question = Question(experiment_of(batch=64), site)
+    with pytest.raises(UsageError, match="bf16 is not supported"):
+        question.plan(4)
+    with pytest.raises(UsageError, match="does not say what this is now"):
+        changed(question, ["device.flops=2x"])
+    given = changed(question, ["device.flops=40"])
+    assert node_of(given).device.peak_tflops == {"fp32": 10.0, "bf16": 40.0}
+    assert given.plan(4).best.step_seconds > 0
 
 
 def test_what_a_site_does_not_say_has_no_multiple(question, small_memory):

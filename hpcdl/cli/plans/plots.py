@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hpcdl.errors import UsageError
 from hpcdl.planner.case import Case
 from hpcdl.planner.comparison import Comparison
 from hpcdl.planner.estimate import undisturbed
+from hpcdl.planner.explain import described
 from hpcdl.planner.pipeline import Span, timeline
 from hpcdl.planner.plan import Plan
 from hpcdl.planner.rank import Candidate
@@ -44,7 +46,7 @@ class Panel(NamedTuple):
 def plan(path: Path, found: Plan, candidate: Candidate) -> None:
     """Time and memory of the best candidates, and the pipeline of one of them."""
     shown = found.candidates[:_BARS]
-    names = [f"{each.rank}: {each.decomposition}" for each in shown]
+    names = [f"{each.rank}: {_label(each)}" for each in shown]
     panels = [
         _bars_panel(names, [each.breakdown for each in shown], _SECONDS),
         _bars_panel(names, [each.memory_breakdown for each in shown], _GIB, _limits([found])),
@@ -80,7 +82,7 @@ def comparison(path: Path, found: Comparison) -> None:
         for name, outcome in zip(found.names, found.outcomes, strict=True)
         if outcome.best and outcome.plan
     ]
-    names = [f"{name}: {best.decomposition}" for name, best, _ in sides]
+    names = [f"{name}: {_label(best)}" for name, best, _ in sides]
     bests = [best for _, best, _ in sides]
     plans = [plan for *_, plan in sides]
     panels = [
@@ -88,6 +90,11 @@ def comparison(path: Path, found: Comparison) -> None:
         _bars_panel(names, [best.memory_breakdown for best in bests], _GIB, _limits(plans)),
     ]
     _save(path, "\n".join(dict.fromkeys(map(_title, plans))), panels)
+
+
+def _label(candidate: Candidate) -> str:
+    """Degrees on one line, what else was chosen below."""
+    return described(candidate.decomposition).replace(", ", "\n", 1)
 
 
 def _title(found: Plan) -> str:
@@ -133,7 +140,7 @@ def _bars_panel(
             axes.axvline(limit, color="black", linewidth=2)
             axes.text(limit, -0.7, f"{limit:.0f} GiB ", ha="right", va="center")
 
-    return Panel(draw, max(2.2, 1.0 + 0.28 * len(names)))
+    return Panel(draw, max(2.2, 1.0 + 0.3 * len(names)))
 
 
 def _bars(axes: Axes, names: Sequence[str], breakdowns: Sequence[Mapping[str, float]]) -> None:
@@ -142,7 +149,7 @@ def _bars(axes: Axes, names: Sequence[str], breakdowns: Sequence[Mapping[str, fl
     for term, look, values in _terms(breakdowns):
         axes.barh(range(len(values)), values, left=begins, label=term, height=0.7, **look)
         begins = [begin + value for begin, value in zip(begins, values, strict=True)]
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_ylim(len(names) - 0.4, -1)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
 
@@ -217,7 +224,8 @@ def _pipeline(axes: Axes, case: Case, candidate: Candidate) -> None:
     axes.set_xlim(0, max(span.end for span in spans))
     axes.set_xlabel("seconds")
     axes.set_ylabel("stage")
-    part = f"{shown} of {one.flow.microbatches}" if shown < one.flow.microbatches else str(shown)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    part = "all" if shown == one.flow.microbatches else f"{shown} of {one.flow.microbatches}"
     axes.set_title(f"pipeline of {candidate.rank}: {d}, {part} microbatches", fontsize=10)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
 

@@ -38,6 +38,12 @@ class Simulation:
     steps: int = 100
     seed: int = 0
 
+    def show(self, plan: Plan, candidate: Candidate) -> None:
+        """Simulate, and print the distribution."""
+        with render.busy("simulating"):
+            times = self.run(plan, candidate)
+        table(candidate, times)
+
     def run(self, plan: Plan, candidate: Candidate) -> StepTimes:
         """Steps of one candidate.
 

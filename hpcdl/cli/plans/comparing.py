@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from rich.markup import escape
 
-from hpcdl.cli import plan_tables, render
+from hpcdl import workflow
+from hpcdl.cli import render
+from hpcdl.cli.plans import asking, tables
+from hpcdl.cli.plans.asking import Ask, View
 from hpcdl.cli.render import Row
+from hpcdl.errors import InfeasibleError
 from hpcdl.planner.comparison import Change, Comparison
+from hpcdl.planner.explain import described
 from hpcdl.planner.question import Outcome
-from hpcdl.planner.rank import offloaded
+from hpcdl.planner.whatif import changed
 from hpcdl.units import GIB, format_bytes, format_count, format_seconds
 
 _NOTHING = 1e-9  # what rounding leaves
@@ -26,7 +32,45 @@ _FIGURES = {
 }
 
 
-def tables(found: Comparison) -> None:
+def show(ask: Ask, view: View) -> None:
+    """Plan twice, and show both.
+
+    Raises:
+        InfeasibleError: after showing why, where neither can run.
+        UsageError: values that make no sense.
+    """
+    with render.busy("planning"):
+        found = _compared(ask)
+    if view.json:
+        render.print_json(found.to_json())
+    else:
+        side_by_side(found)
+    runs = any(outcome.best for outcome in found.outcomes)
+    if view.plot and runs:
+        asking.plots(view.plot).comparison(view.plot, found)
+    if not runs:
+        raise InfeasibleError(f"neither {' nor '.join(found.names)} can run")
+
+
+def _compared(ask: Ask) -> Comparison:
+    inputs = workflow.read(ask.request(ask.file))
+    first, gpus = asking.question(ask, inputs), asking.devices(inputs)
+    if ask.compare is None:
+        other, names = changed(first, ask.what_if), ("now", ", ".join(ask.what_if))
+        return Comparison(names, (first.ask(gpus), other.ask(gpus)))
+    others = workflow.read(ask.request(ask.compare))
+    second = asking.question(ask, others).ask(asking.devices(others))
+    return Comparison(_names(ask.file, ask.compare), (first.ask(gpus), second))
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """File names, with their folders where they would be the same."""
+    if first.name == second.name:
+        return str(first), str(second)
+    return first.stem, second.stem
+
+
+def side_by_side(found: Comparison) -> None:
     """Two bests, then the terms that differ."""
     for name, outcome in zip(found.names, found.outcomes, strict=True):
         _side(name, outcome)
@@ -44,13 +88,10 @@ def tables(found: Comparison) -> None:
 
 def _side(name: str, outcome: Outcome) -> None:
     if outcome.best and outcome.plan:
-        d = outcome.best.decomposition
-        render.line(plan_tables.heading(outcome.plan))
-        held = offloaded(d)
-        words = f", offload {held}" if held != "none" else ""
-        render.plain(f"  {name}: {d}, microbatch {d.microbatch}, recompute {d.recompute}{words}", "green")
+        render.line(tables.heading(outcome.plan))
+        render.plain(f"  {name}: {described(outcome.best.decomposition)}", "green")
     elif outcome.refusal:
-        plan_tables.refusal(name, outcome.refusal)
+        tables.refusal(name, outcome.refusal)
 
 
 def _sides(found: Comparison, what: str, last: str) -> dict[str, render.Side]:

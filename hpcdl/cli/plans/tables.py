@@ -13,11 +13,17 @@ from hpcdl.errors import HpcdlError
 from hpcdl.planner.assumptions import Assumption
 from hpcdl.planner.plan import Plan
 from hpcdl.planner.rank import Candidate, offloaded
+from hpcdl.spec.decomposition import Decomposition
 from hpcdl.units import GIB, format_bytes, format_count, format_seconds
 
-_COLUMNS = (
-    "#", "data", "pipe", "x", "y", "z", "micro", "recomp", "offload", "step", "tokens/s", "TFLOP/s", "memory",
-)  # fmt: skip
+_DEGREES = {"data": "data", "pipeline": "pipe", "x": "x", "y": "y", "z": "z", "microbatch": "micro"}
+_FIGURES = ("step", "tokens/s", "TFLOP/s", "memory")
+# Shown only where some candidate differs from what a decomposition is by default.
+_SELDOM = {
+    "context": "ctx", "expert": "expert", "sequence_parallel": "seq", "zero": "zero", "interleave": "chunks",
+    "defer_weights": "defer", "in_flight": "in flight", "recompute_every": "every", "order": "order",
+}  # fmt: skip
+_PLAIN = Decomposition()
 
 
 def warnings(plan: Plan) -> None:
@@ -30,9 +36,17 @@ def plan(found: Plan, top: int) -> None:
     """The ranked candidates as a table, with what was refused."""
     render.line(heading(found))
     best = "red" if found.infeasible else "green"
-    rows = (Row(_candidate(each), best if each.rank == 1 else None) for each in found.candidates[:top])
-    render.table(dict.fromkeys(_COLUMNS, "right"), rows)
+    shown = found.candidates[:top]
+    seldom = [name for name in _SELDOM if any(_differs(each, name) for each in shown)]
+    names = ("#", *_DEGREES.values(), *(_SELDOM[name] for name in seldom), "recomp", "offload", *_FIGURES)
+    rows = (Row(_candidate(each, seldom), best if each.rank == 1 else None) for each in shown)
+    render.table(dict.fromkeys(names, "right"), rows)
     _footer(found, top)
+
+
+def _differs(candidate: Candidate, name: str) -> bool:
+    verdict: bool = getattr(candidate.decomposition, name) != getattr(_PLAIN, name)
+    return verdict
 
 
 def explanation(found: Plan, lines: Sequence[str]) -> None:
@@ -68,12 +82,12 @@ def engine(found: Plan) -> str:
     return "" if name == "hpcdl" else f", engine {name}"
 
 
-def _candidate(candidate: Candidate) -> list[str]:
+def _candidate(candidate: Candidate, seldom: Sequence[str]) -> list[str]:
     d = candidate.decomposition
-    degrees = (d.data, d.pipeline, d.x, d.y, d.z, d.microbatch)
     return [
         str(candidate.rank),
-        *(str(degree) for degree in degrees),
+        *(str(getattr(d, name)) for name in _DEGREES),
+        *(_word(getattr(d, name)) for name in seldom),
         d.recompute,
         offloaded(d),
         format_seconds(candidate.step_seconds),
@@ -81,6 +95,12 @@ def _candidate(candidate: Candidate) -> list[str]:
         f"{candidate.tflops_per_gpu:.3g}",
         format_bytes(candidate.memory_gib * GIB),
     ]
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return "yes" if value else "-"
+    return str(value)
 
 
 def _footer(found: Plan, top: int) -> None:
