@@ -115,7 +115,7 @@ def step_tree(case: Case, c: Candidates, *, drive: Bools | bool = True) -> Term:
     return Term.total(
         "step",
         within,
-        Term("pipeline bubble", seconds - messages - within.value),
+        Term("pipeline bubble", np.maximum(0, seconds - messages - within.value)),
         Term("pipeline messages", messages),
         Term("shared cores", stage.waiting(seconds)),
         *stage.after_backward,
