@@ -9,7 +9,8 @@ r, m microbatches on p ranks of v chunks, of which q are in flight, and messages
   end_r = Σ_{s<r} (b_s - w_s + hop), beside which it may do what it deferred. So a pipeline takes at least
   start_r + max(m·T_r, m·(T_r - W_r) + end_r).
 - a microbatch is under way for trip = Σ_s (f_s + b_s - w_s) + 2·(p·v - 1)·hop, and only q at once: at least
-  ⌈m/q⌉ · trip.
+  ⌈m/q⌉ · trip. The last virtual stage takes them one by one, forward and backward, which is trip and
+  (m - 1)·(f + b - w) of that stage.
 
 With equal stages and free messages the first is the (m - 1 + p)·T of 1F1B, and m·T + (p - 1)·f/v where
 weights are deferred. tests/planner/test_planner_bound.py holds it against the state machine.
@@ -49,6 +50,7 @@ class Split:
     ranks: Ints
     chunks: Ints
     pacing: tuple[Rank, Rank, Rank]
+    final: Ints  # layers of the last virtual stage
 
     @classmethod
     def of(cls, model: Model, engine: Engine, c: Candidates) -> Split:
@@ -58,7 +60,9 @@ class Split:
         rows = [_pacing(model, engine, *divmod(int(key), most)) for key in known]
         table = np.array(rows, dtype=np.int64).reshape(-1, 3, 3)[where]
         first, fullest, last = (Rank(*table[:, which].T) for which in range(3))
-        return cls(model, engine, c.pipeline, c.interleave, (first, fullest, last))
+        ends = [layer_counts(model, engine, int(key) // most * (int(key) % most))[-1] for key in known]
+        final = np.array(ends, dtype=np.int64)[where]
+        return cls(model, engine, c.pipeline, c.interleave, (first, fullest, last), final)
 
 
 @lru_cache(maxsize=4096)
@@ -103,8 +107,9 @@ class Bound:
         """The least that each can take."""
         paced = [self._paced_by(rank) for rank in self.split.pacing]
         hops = 2 * (self.split.ranks * self.split.chunks - 1) * self.hop
-        trips = np.ceil(self.microbatches / self.in_flight) * (self._trip(self.deferred) + hops)
-        found: Floats = np.max([trips, *paced], axis=0)
+        trip = self._trip(self.deferred) + hops
+        trips = np.ceil(self.microbatches / self.in_flight) * trip
+        found: Floats = np.max([trips, trip + self._behind_each_other(), *paced], axis=0)
         return found
 
     @property
@@ -152,6 +157,14 @@ class Bound:
         for costs in (self.forward, self.backward.less(self.weight, deferred)):
             way = way + costs.begin + self.split.model.layers * costs.layer + costs.end
         return way
+
+    def _behind_each_other(self) -> Floats:
+        """What the last virtual stage does for the other microbatches, before it has done the last one."""
+        seconds: Floats = np.zeros_like(self.hop)
+        for costs in (self.forward, self.backward.less(self.weight, self.deferred)):
+            begins = (self.split.ranks == 1) * costs.begin
+            seconds = seconds + begins + self.split.final * costs.layer + costs.end
+        return (self.microbatches - 1) * seconds
 
     def _on(self, rank: Rank, costs: Costs) -> Floats:
         """All chunks of ``rank``."""
