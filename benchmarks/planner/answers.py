@@ -13,12 +13,16 @@ from rows import MemoryKind, NotScoredError, Row
 from scoring import Question, ask
 
 from hpcdl.planner import memory
-from hpcdl.sites.profile import default_profile
 
 Kind = Literal["time"] | MemoryKind
 KINDS: tuple[Kind, ...] = ("time", *get_args(MemoryKind))
 
-FITTED = {"vtrain_single_node_a100": 2, "vtrain_multi_node_a100": 2, "bloom_tuning_a100": 3}
+FITTED = {
+    "vtrain_single_node_a100": 2,
+    "vtrain_multi_node_a100": 2,
+    "bloom_tuning_a100": 3,
+    "llm_foundry_mpt": 3,
+}
 """Of these files every so-many-th row may be fitted to, beginning with the first; no other row may."""
 
 _SCALARS = (0.4, 1.2)  # between which a site's scalar is looked for
@@ -114,8 +118,8 @@ def _golden_section(error: Callable[[float], float], low: float, high: float) ->
 
 
 def rescaled(one: Answer, scalar: float) -> Answer:
-    """The same asked with ``scalar`` of the device's GEMM efficiency."""
+    """The same asked of a site that computes ``scalar`` of what the device's profile says."""
     question: Question = one.prediction.question
-    profile = default_profile(question.machine.node.device)
+    profile = question.machine.profile
     slower = profile.model_copy(update={"site_efficiency": scalar})
     return Answer(one.row, one.held_out, predict(question, slower))

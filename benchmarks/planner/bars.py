@@ -66,7 +66,7 @@ BARS = (
     Bar("vTrain, one node", _of(_SINGLE), "vTrain 8.4, Calculon 39", 10, 6, part="held out"),
     Bar("vTrain, many nodes", _of(_MULTI), "vTrain 14.7, Calculon 19.8", 10, 6, part="held out"),
     Bar("BLOOM, one scalar", _of(_BLOOM), "Calculon 25.9", 10, 6, part="site"),
-    Bar("FSDP, TP and CP on H100", _of(*_H100, gpu="H100"), "-", 12, 8),
+    Bar("FSDP, TP and CP on H100", _of(*_H100, gpu="H100"), "-", 12, 8, part="held out"),
     Bar("BLOOM memory", _of(_BLOOM), "Calculon 42.8", 8, 5, what="device", part="held out"),
     Bar("zero bubble memory", _of("zero_bubble_a100"), "Calculon 3.4 (1F1B)", 5, 3, what="allocated"),
     Bar("torchtitan memory", _of("torchtitan"), "-", 12, 6, what="reserved"),

@@ -6,11 +6,12 @@ sum that data sheets print. What differs from a data sheet has its source beside
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from hpcdl.errors import UsageError
 from hpcdl.sites.load import load_site
+from hpcdl.sites.profile import Profile, default_profile
 from hpcdl.sites.site import Device, Links, Network, NodeType
 
 _A100 = {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0}
@@ -24,6 +25,12 @@ class Machine:
 
     node: NodeType
     network: Network = field(default_factory=Network)
+    clock: float = 1.0  # what its power leaves of its devices' clock
+
+    @property
+    def profile(self) -> Profile:
+        """The shipped one of its devices, at this clock."""
+        return default_profile(self.node.device).model_copy(update={"site_efficiency": self.clock})
 
 
 def _gpu(model: str, memory: str, bandwidth: float, peaks: dict[str, float]) -> Device:
@@ -67,6 +74,9 @@ _PCIE5 = 63.0
 _ALPS_PAIRS = {f"{low}-{high}": 150.0 for low, high in combinations(range(4), 2)}
 _PERLMUTTER = load_site("perlmutter")
 
+# Power goes with the clock and the square of a voltage that goes with the clock: 500 of 700 W, not measured.
+_500_WATT = (500 / 700) ** (1 / 3)
+
 MACHINES: dict[str, Machine] = {
     # DGX A100 of Selene, 8 HDR InfiniBand of 200 Gb/s a node: Narayanan et al. 2021, section 5.
     "Selene": _eight(A100_80, 300, 8, 25),
@@ -85,7 +95,7 @@ MACHINES: dict[str, Machine] = {
     # DGX H100: 8 ConnectX-7 of 400 Gb/s, NVLink 4 of 900 GB/s both ways: data sheet.
     "DGX H100": _eight(H100, 450, 8, 50, host_link=_PCIE5),
     # Grand Teton: 8 H100, RDMA of 400 Gb/s a GPU: the same page of torchtitan's.
-    "Grand Teton": _eight(H100_96, 450, 8, 50, host_link=_PCIE5),
+    "Grand Teton": replace(_eight(H100_96, 450, 8, 50, host_link=_PCIE5), clock=_500_WATT),
     # HGX B200 and MI300X with 400 Gb/s a device: recalled, not read.
     "HGX B200": _eight(B200, 900, 8, 50, host_link=_PCIE5),
     "HGX MI300X": _eight(MI300X, 448, 8, 50, host_link=_PCIE5),

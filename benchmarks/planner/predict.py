@@ -13,7 +13,7 @@ from hpcdl.planner.case import Case
 from hpcdl.planner.engines import find_engine
 from hpcdl.planner.estimate import Term, memory_tree, step_tree
 from hpcdl.planner.space import Candidates
-from hpcdl.sites.profile import Profile, default_profile
+from hpcdl.sites.profile import Profile
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.units import GIB
 
@@ -60,7 +60,7 @@ class Prediction:
 
 def predict(question: Question, profile: Profile | None = None) -> Prediction:
     """The fastest of the question's choices that fits, or of none that does the smallest."""
-    case = case_of(question, profile or default_profile(question.machine.node.device))
+    case = case_of(question, profile or question.machine.profile)
     choices = question.choices
     place = 0 if len(choices) == 1 else _stands_for_the_run(case, choices)
     one = choices.take(np.array([place]))
@@ -77,6 +77,7 @@ def _stands_for_the_run(case: Case, choices: Candidates) -> int:
 
 
 def case_of(question: Question, profile: Profile) -> Case:
+    """A question as the cost model takes it."""
     return Case(
         model=question.model,
         training=question.training,

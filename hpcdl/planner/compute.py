@@ -26,6 +26,7 @@ from hpcdl.sites.measured import INPUT, OUTPUT, WEIGHT
 _HOST_BACKWARD = 1.3
 # Kernels of one forward: 4 products, attention, 2 norms, 2 residuals, activation, 2 biases or rotations.
 _LAYER_KERNELS = 12
+_PAD = 128  # words of a rank's vocabulary, Megatron-LM's make_vocab_size_divisible_by
 # Bytes a logit of a loss in fp32: to fp32, largest, shifted, exponential, sum, quotient; backward scaled and
 # rounded. As Megatron-LM's and hpcdl's vocabulary-parallel losses run them.
 _LOSS_FORWARD, _LOSS_BACKWARD = 36, 14
@@ -101,9 +102,9 @@ def again(case: Case, c: Candidates) -> Floats:
 
 @_once_a_shape
 def head(case: Case, c: Candidates) -> Work:
-    """LM head and loss."""
+    """LM head and loss; the vocabulary is taken for padded, as Megatron-LM does it."""
     model, tokens = case.model, case.tokens(c)
-    work = _linear(case, Product(tokens, model.vocab / c.x, model.hidden / c.y))
+    work = _linear(case, Product(tokens, _PAD * np.ceil(model.vocab / c.x / _PAD), model.hidden / c.y))
     logits = tokens * model.vocab / c.x / case.memory_rate
     return work + Work(_LOSS_FORWARD * logits, _LOSS_BACKWARD * logits, 0 * logits)
 

@@ -45,10 +45,10 @@ class Question:
         """
         return plan(self.experiment, self.site, gpus, self.profile, self.engine, watch)
 
-    def ask(self, gpus: int) -> Outcome:
+    def ask(self, gpus: int, watch: Watch | None = None) -> Outcome:
         """The same, where a number of devices that cannot run is an answer among others."""
         try:
-            found = self.plan(gpus)
+            found = self.plan(gpus, watch)
         except (InfeasibleError, SiteError) as error:
             return Outcome(gpus, refusal=error)
         refusal = InfeasibleError(found.infeasible) if found.infeasible else None

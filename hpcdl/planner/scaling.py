@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hpcdl.errors import UsageError
 from hpcdl.planner.question import Outcome, Question
+from hpcdl.planner.search import Watch
 
-Watch = Callable[[int, int], None]
 _BILLION = 1e9
 
 
@@ -25,6 +25,11 @@ class Point:
     def gpus(self) -> int:
         """Devices."""
         return self.outcome.gpus
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether its search was stopped: it is the best so far."""
+        return self.outcome.plan is not None and self.outcome.plan.interrupted
 
     @property
     def runs(self) -> bool:
@@ -53,7 +58,12 @@ class Point:
         """Plain values under documented names; null where nothing can run."""
         best, refusal = self.outcome.best, self.outcome.refusal
         words = None if refusal is None else " ".join(filter(None, (refusal.message, refusal.hint)))
-        row: dict[str, Any] = {"gpus": self.gpus, "runs": self.runs, "reason": words}
+        row: dict[str, Any] = {
+            "gpus": self.gpus,
+            "runs": self.runs,
+            "interrupted": self.interrupted,
+            "reason": words,
+        }
         if best is None:
             return {**row, **dict.fromkeys(_FIGURES), "front": False, "best": None}
         figures = (
@@ -108,7 +118,7 @@ def scaling(
     *,
     weak: bool = False,
     tokens: float | None = None,
-    watch: Watch = lambda _done, _total: None,
+    watch: Watch | None = None,
 ) -> Scaling:
     """Ask ``question`` for each of several numbers of devices, ascending.
 
@@ -117,17 +127,25 @@ def scaling(
         gpus: numbers of devices.
         weak: let the global batch be that of the first number and grow with the devices.
         tokens: how many the model is to be trained on.
-        watch: told after each number how many of how many are done.
+        watch: told how many parts of how many are done. Ctrl-C then ends the search, with the best so far.
 
     Raises:
         UsageError: a grown batch would not be whole.
     """
     asked = [_grown(question, count, gpus[0]) if weak else question for count in gpus]
-    points = []
+    points: list[Point] = []
     for each, count in zip(asked, gpus, strict=True):
-        points.append(Point(each.ask(count)))
-        watch(len(points), len(gpus))
+        points.append(Point(each.ask(count, _part(watch, len(points), len(gpus)))))
+        if points[-1].interrupted:
+            break
+        if watch:
+            watch(len(points), len(gpus))
     return Scaling(tuple(_on_the_front(_with_efficiency(points))), weak, tokens)
+
+
+def _part(watch: Watch | None, place: int, of: int) -> Watch | None:
+    """What is told of one search, told as a part of several."""
+    return watch and (lambda done, total: watch(place * total + done, of * total))
 
 
 def _grown(question: Question, gpus: int, first: int) -> Question:

@@ -33,6 +33,9 @@ class Profile(Frozen):
     processors: int = Field(
         0, ge=0, description="that work on tiles of a product; 0: products are not quantised"
     )
+    alignment: int = Field(
+        0, ge=0, description="bytes of which rows of matrices are multiples at full speed; 0: any"
+    )
     products: str = Field("", description="kind of device whose measured products correct the formula")
     kernel_launch_s: float = Field(ge=0, description="what one kernel takes beside its work")
     host_floor_s: float = Field(ge=0, description="least time of one layer's forward: the host launching it")
@@ -60,8 +63,9 @@ class Profile(Frozen):
 
 # The six numbers of products, memory, scores, launches, host and step: fitted to half of vTrain's A100 step
 # times (MICRO'24; eager PyTorch, scores in memory) by benchmarks/planner/fit.py, so that half validates
-# nothing. Flash attention and the shape of products: measured on an A100 (SimuMax), printed by
-# benchmarks/planner/kernels.py. NVLink 225 of 300 GB/s: nccl-tests; across nodes 80 of 100 GB/s: AxoNN (arXiv
+# nothing. Rows of 128 bytes, and of 16 before the A100: NVIDIA's guide to matrix multiplication, table 1.
+# Flash attention and the shape of products: measured on an A100 (SimuMax), benchmarks/planner/kernels.py.
+# NVLink 225 of 300 GB/s: nccl-tests; across nodes 80 of 100 GB/s: AxoNN (arXiv
 # 2502.08145). Start-up and hop fitted to vTrain's nccl-tests, 140 all-reduces of 1 MiB to 1 GiB on 2 to 8
 # A100: 42 µs and 1.8 µs with those 228 GB/s, mean error 6.9 %. A hop between nodes 9.6 µs: NCCL's own tuning
 # (src/graph/tuning.cc, ring, simple). Beside collectives computing loses 2 % (InfiniBand) to 15 % (NVLink) in
@@ -76,6 +80,7 @@ _A100 = Profile(
     memory_efficiency=0.92,
     score_efficiency=0.56,
     processors=108,
+    alignment=128,
     products="A100",
     kernel_launch_s=1e-6,
     host_floor_s=1.02e-3,
@@ -91,18 +96,24 @@ _A100 = Profile(
     date="2026-11",
 )
 
-# Best matmuls: stas00/ml-engineering, 2025. What training reaches of the best is taken from the A100, 0.83
-# of 0.869. FlashAttention 2 runs at 370 of 989 TFLOP/s there, version 3 and cuDNN at 610 to 650 (arXiv
-# 2407.08608, figure 5). Its backward is taken to be as far below as the A100's. 132 processors.
+# Products and memory: benchmarks/planner/fit.py, from every third row of llm-foundry's H100 step times.
+# The best matmuls reach 0.80 (stas00/ml-engineering, 2025); power limits what training does. FlashAttention 2
+# runs at 370 of 989 TFLOP/s there, version 3 and cuDNN at 610 to 650 (arXiv 2407.08608, figure 5). Its
+# backward is taken to be as far below as the A100's. 132 processors.
 _HOPPER = dict(
-    flash_efficiency=0.37, flash_backward_efficiency=0.29, flash_latest=1.65, processors=132, products=""
+    flash_efficiency=0.37,
+    flash_backward_efficiency=0.29,
+    flash_latest=1.65,
+    memory_efficiency=0.68,
+    processors=132,
+    products="",
 )
 
 _GPUS: dict[str, Profile] = {
-    # The best matmul of a GH200 reaches 828.6 of 989 TFLOP/s; the rest as the H100.
+    # The best matmul of a GH200 reaches 829 of 989 TFLOP/s, the H100's 794; the rest as the H100.
     "GH200": _A100.model_copy(
         update=dict(
-            _HOPPER, gemm_efficiency=0.80, source="A100 values; matmul 829/989 and flash attention on Hopper"
+            _HOPPER, gemm_efficiency=0.68, source="H100 values; matmul as far above as the best, 829 to 794.5"
         )
     ),
     # The best matmul of an H100 reaches 794.5 of 989 TFLOP/s. H200: the same processors.
@@ -111,8 +122,8 @@ _GPUS: dict[str, Profile] = {
         _A100.model_copy(
             update=dict(
                 _HOPPER,
-                gemm_efficiency=0.77,
-                source="A100 values; matmul 794/989 and flash attention on Hopper",
+                gemm_efficiency=0.66,
+                source="matmul and memory fitted to published H100 step times; the rest as A100",
             )
         ),
     ),
@@ -136,6 +147,7 @@ _GPUS: dict[str, Profile] = {
             flash_efficiency=0.50,
             flash_backward_efficiency=0.40,
             processors=110,
+            alignment=0,
             products="",
             inter_efficiency=0.40,
             source="A100 values, GEMM and network scaled by AxoNN's measurements on MI250X",
@@ -153,6 +165,7 @@ _GPUS: dict[str, Profile] = {
             flash_efficiency=0.25,
             flash_backward_efficiency=0.20,
             processors=80,
+            alignment=16,
             communicator_gib=0.2,
             products="",
             source="fitted to measured layers on V100 (Aceso); host, attention and network as A100",

@@ -39,7 +39,7 @@ def test_several_numbers_as_json(hpcdl, auto):
     assert document["scaling"] == "weak"
     assert [point["gpus"] for point in document["points"]] == [2, 4, 8]
     assert set(document["points"][0]) == {
-        "gpus", "runs", "reason", "nodes", "step_seconds", "tokens_per_day", "efficiency", "node_hours_per_step",
+        "gpus", "runs", "interrupted", "reason", "nodes", "step_seconds", "tokens_per_day", "efficiency", "node_hours_per_step",
         "node_hours_per_billion_tokens", "hours_to_tokens", "node_hours_to_tokens", "front", "best",
     }  # fmt: skip
 

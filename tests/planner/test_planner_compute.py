@@ -62,7 +62,7 @@ def test_more_tokens_are_never_faster(case_on, engine, model):
 def test_larger_products_are_never_faster(case, end):
     """Without what was measured: it scatters by a few per cent, as kernels are chosen by shape."""
     plain = replace(case, profile=case.profile.model_copy(update={"products": ""}))
-    sizes = np.arange(64.0, 6000.0, 32.0)
+    sizes = np.arange(64.0, 6000.0, 64.0)
     for place in range(3):
         product = Product(*(sizes if axis == place else 2048.0 for axis in range(3)))
         assert (np.diff(seconds(plain, product, end)) >= 0).all()
@@ -108,6 +108,14 @@ def test_a_measured_product_takes_what_was_measured_of_the_formula(case):
     far = Product(*(found.sizes[place] * 2.0))
     assert seconds(case, product._replace(number=1.0)) == seconds(plain, product)
     assert seconds(case, far._replace(k=17.0), end) == seconds(plain, far._replace(k=17.0), end)
+
+
+@pytest.mark.parametrize(("width", "slower"), [(1792.0, 1.0), (1800.0, 1.3), (1856.0, 1.0)])
+def test_rows_that_are_no_multiples_of_128_bytes_are_slower(case, width, slower):
+    """BLOOM's 14400 over 8 ranks is 1800; one tile of either is as much work."""
+    plain = replace(case, profile=case.profile.model_copy(update={"alignment": 0}))
+    product = Product(2048.0, 14336.0, width)
+    assert seconds(case, product, OUTPUT) == pytest.approx(slower * seconds(plain, product, OUTPUT))
 
 
 @pytest.mark.parametrize(("end", "error"), [(OUTPUT, 0.03), (INPUT, 0.03), (WEIGHT, 0.025)])

@@ -263,7 +263,7 @@ def test_the_explanation_names_terms_rivals_and_refusals(perlmutter, experiment_
     text = "\n".join(lines)
     best = found.best.decomposition
     assert lines[0].startswith(f"rank 1: {best}, microbatch {best.microbatch}, recompute {best.recompute}")
-    for words in ("  backward: ", "% slower: ", "kv_heads: kv_heads is not divisible by x",
+    for words in ("backward: products for gradients", "% slower: ", "kv_heads: kv_heads is not divisible by x",
                   "memory: the leanest, ", f"of {found.evaluated} can run; {found.slower} more are slower",
                   "efficiencies: "):  # fmt: skip
         assert words in text

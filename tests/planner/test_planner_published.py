@@ -48,6 +48,11 @@ def estimated(row):
     layers, hidden, heads, x, pipeline, data, microbatch, _, batch, _ = row
     model = Model(layers=layers, hidden=hidden, heads=heads, vocab=51200, sequence=2048)
     d = Decomposition(data=data, pipeline=pipeline, x=x, microbatch=microbatch, recompute="full")
+    return seconds_of(model, d, batch)
+
+
+def seconds_of(model, d, batch):
+    """A step of Megatron-LM's on Selene."""
     layout = Layout(nodes=d.ranks // 8, ranks_per_node=8, cores_per_rank=16)
     profile, engine = default_profile(DEVICE), find_engine("megatron")
     case = Case(model, Training(global_batch=batch), SELENE, Network(), layout, profile, engine)
@@ -63,6 +68,31 @@ def test_step_times_of_megatron_table_1_are_met_within_five_percent_on_average()
     error = np.abs(errors(MEGATRON_TABLE_1))
     assert error.mean() < 0.05
     assert error.max() < 0.08
+
+
+# Qi et al., arXiv 2401.10241, table 4, 1F1B: layers, hidden, heads, microbatch, stages, microbatches, samples a
+# second and GPU. Sequences of 1024, no recomputation.
+ZERO_BUBBLE = [
+    (22, 2304, 24, 6, 8, 24, 11.8),
+    (22, 2304, 24, 6, 8, 64, 13.6),
+    (30, 4096, 32, 3, 8, 32, 3.7),
+    (46, 5120, 40, 1, 16, 48, 1.4),
+    (46, 5120, 40, 1, 16, 128, 1.64),
+    (62, 6144, 48, 1, 32, 128, 0.8),
+]
+
+
+def test_step_times_of_zero_bubbles_1f1b_are_met_within_six_percent_on_average():
+    """Nothing was fitted to them; in closed form. Seen: mean 3.6 %, worst 8.6 %."""
+    found = []
+    for layers, hidden, heads, microbatch, stages, microbatches, rate in ZERO_BUBBLE:
+        model = Model(layers=layers, hidden=hidden, heads=heads, vocab=51200, sequence=1024)
+        batch = microbatch * microbatches
+        seconds = seconds_of(model, Decomposition(pipeline=stages, microbatch=microbatch), batch)
+        found.append(seconds * rate * stages / batch - 1)
+    error = np.abs(found)
+    assert error.mean() < 0.06
+    assert error.max() < 0.10
 
 
 def test_step_times_keep_the_order_of_the_measured_ones():

@@ -127,9 +127,25 @@ def test_a_weak_batch_must_stay_whole(experiment_of, perlmutter):
         scaling(Question(experiment_of(batch=32), perlmutter), (3, 4), weak=True)
 
 
+def test_ctrl_c_ends_with_the_best_so_far(experiment_of, perlmutter, monkeypatch):
+    """Somebody presses it within the second search."""
+    monkeypatch.setattr("hpcdl.planner.choices._BLOCK", 16)
+    told = []
+
+    def watch(done, total):
+        told.append(done / total)
+        if 1 / 3 < told[-1] < 2 / 3:
+            raise KeyboardInterrupt
+
+    found = scaling(Question(experiment_of(), perlmutter), (4, 8, 16), watch=watch)
+    points = [(point.gpus, point.interrupted, point.runs) for point in found.points]
+    assert points == [(4, False, True), (8, True, True)]
+    assert told == sorted(told)
+
+
 def test_progress_is_told_after_each_number(experiment_of, perlmutter):
     told = []
     scaling(
-        Question(experiment_of(), perlmutter), (4, 8), watch=lambda done, total: told.append((done, total))
+        Question(experiment_of(), perlmutter), (2, 4), watch=lambda done, total: told.append(done / total)
     )
-    assert told == [(1, 2), (2, 2)]
+    assert told == [0.5, 1.0]

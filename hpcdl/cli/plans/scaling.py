@@ -84,6 +84,8 @@ def table(found: Scaling) -> None:
     for point in found.points:
         if point.outcome.refusal:
             tables.refusal(f"{point.gpus} devices", point.outcome.refusal)
+    if found.points[-1].interrupted:
+        render.plain("stopped: the last row is the best so far, larger numbers were not looked at", "yellow")
     if len(found.running) > 1:
         render.line("[dim]● no other count is both faster and cheaper in node-hours[/]")
 

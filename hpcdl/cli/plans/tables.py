@@ -109,6 +109,8 @@ def _footer(found: Plan, top: int) -> None:
     candidates = "1 candidate" if found.evaluated == 1 else f"{found.evaluated} candidates"
     searched = f"{candidates} in {format_seconds(found.search_seconds)}"
     render.line(f"[dim]{searched}: {found.feasible} feasible{more}[/]")
+    if found.slower:
+        render.line(f"[dim]  {found.slower} left out: whether they fit or not, they are slower[/]")
     for reason, count in found.refused.items():
         render.line(f"[dim]  {count} refused: {escape(reason)}[/]")
     if found.candidates and not found.infeasible:
