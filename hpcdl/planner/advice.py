@@ -194,6 +194,8 @@ def nothing_fits(sizes: Sizes, refused: dict[str, int], leanest: list[Judged]) -
         f"none of {sum(refused.values())} decompositions of {sizes.experiment.name} over {case.layout.ranks} "
         f"devices of {sizes.site.name} can run; most are refused by {dominant} ({counts})"
     )
+    if broken := _not_this_engine(case):
+        return InfeasibleError(f"{message}\n{broken}", "plan for an engine that can with --engine any")
     for judged in leanest:
         one = Pool(case, judged.candidates).pick(np.array([0]), [0])[0]
         held = rank.offloaded(one.decomposition)
@@ -208,6 +210,14 @@ def nothing_fits(sizes: Sizes, refused: dict[str, int], leanest: list[Judged]) -
         f"the nearest device counts that work: {counts}" if near else "no device count near this one works"
     )
     return InfeasibleError(message, f"{way_out}; or change training.global_batch or the model")
+
+
+def _not_this_engine(case: Case) -> str:
+    """What of the model the engine cannot run however it is spread, which other engines may."""
+    plain, model, batch = Decomposition(), case.model, case.training.global_batch
+    return "; ".join(
+        rule.explain(plain, model, batch) for rule in case.engine.rules if not rule.holds(plain, model, batch)
+    )
 
 
 def _prime(case: Case) -> str:

@@ -17,8 +17,6 @@ Attention = Literal["naive", "fused", "flash"]
 Flash = Literal["first", "second", "latest"]
 """Generation of flash attention; the latest are FlashAttention 3 and cuDNN's."""
 
-_EVERYTHING = Overlap()
-
 
 @dataclass(frozen=True)
 class Kernels:
@@ -55,6 +53,7 @@ class Exchange:
         in_pieces: sums of outputs run beside their own product, cut into pieces (tp-comm-overlap).
         splits_messages: ranks along x send a message of the pipeline in parts and gather it after.
         gathers_context: keys and values of a whole sequence are gathered before attention, not passed on.
+        sends_ahead: with chunks messages between stages travel beside computing (overlap-p2p).
         y_inside: ranks along y sit closer than those along x.
     """
 
@@ -65,6 +64,7 @@ class Exchange:
     copied_bytes: int = 0
     gathers_ahead: bool = False
     in_pieces: bool = False
+    sends_ahead: bool = True
     splits_messages: bool = False
     gathers_context: bool = False
     y_inside: bool = False
@@ -75,6 +75,7 @@ _SEPARATE = Exchange(
     Overlap(input_gradient=False, gradient_reduction=False, optimizer=False),
     reduced_bytes=2,
     splits_messages=True,  # Narayanan et al. 2021, section 4.1; DeepSpeed's PartitionedTensor
+    sends_ahead=False,
 )
 # FSDP2 copies what was gathered to where it is used, and gradients into a buffer in fp32 (foreach_all_gather
 # and foreach_reduce in torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py): 2 + 2 and 2 + 4 bytes, five

@@ -261,11 +261,25 @@ class _Stage:
         """What follows the pipeline."""
         return _after_backward(self.case, self.fabric, self)
 
+    @property
+    def in_tables(self) -> Bools:
+        """Whose chunks follow Megatron's interleaved table, whatever arrives first."""
+        c = self.candidates
+        verdict: Bools = self.case.engine.tables & (c.interleave > 1) & ~c.defer_weights
+        return verdict
+
     def on_the_clock(self, drive: Bools) -> Floats:
-        """Seconds of the pipelines by the engine's own machine where ``drive`` is; of others the least."""
+        """Seconds of the pipelines by the engine's own machine where ``drive`` is; of others the least.
+
+        An interleaved table has no bubble but that of the least, (p-1)/v microbatches (Narayanan et al. 2021,
+        section 2.2.2); to it come the messages of every chunk, both ways, where an engine waits for them.
+        """
         c, found = self.candidates, self.bound.seconds
+        if not self.case.engine.exchange.sends_ahead:
+            found = found + self.in_tables * 2 * self.microbatches * c.interleave * self.hop
         # More stages than layers are refused, but still shown with an estimate.
         real = drive & (c.pipeline > 1) & (c.pipeline * c.interleave <= self.case.model.layers)
+        real &= ~self.in_tables
         for place in map(int, np.flatnonzero(real)):
             flow = c.flow(place, self.case.training.global_batch)
             found[place] = steady.seconds(flow, *self.bound.by_stage(place), float(self.hop[place]))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from hpcdl.errors import UsageError
 from hpcdl.planner import memory
 from hpcdl.planner.estimate import FORMULAS
 from hpcdl.planner.plan import Plan
-from hpcdl.planner.rank import Candidate, offloaded
+from hpcdl.planner.rank import Candidate, Pool, offloaded
 from hpcdl.planner.remedies import remedies
+from hpcdl.planner.space import Candidates
 from hpcdl.spec.decomposition import AXES, ENGINE_RULES, RULES, Decomposition
+from hpcdl.spec.job import Overlap
 from hpcdl.units import GIB, format_bytes, format_seconds
 
 _SHOWN = 0.005  # terms and differences below this share of a step are left out
@@ -27,8 +32,8 @@ def explain(plan: Plan, rank: int = 1) -> list[str]:
         UsageError: the plan holds no such rank.
     """
     candidate = chosen(plan, rank)
-    lines = [_headline(candidate), "", *_time(candidate), "", *_memory(candidate, plan.budget_gib)]
-    lines += [_stages(plan, candidate)]
+    lines = [_headline(candidate), "", *_time(candidate), *_without_overlap(plan, candidate)]
+    lines += ["", *_memory(candidate, plan.budget_gib), _stages(plan, candidate)]
     if candidate.memory_gib > plan.budget_gib:
         lines += ["", *_remedies(plan, candidate)]
     if plan.without:
@@ -48,16 +53,8 @@ def explanation(plan: Plan, rank: int = 1) -> dict[str, Any]:
     """
     peaks = memory.by_stage(plan.case, chosen(plan, rank).decomposition)
     stages = [{"stage": peak.stage, "moment": peak.moment, "gib": peak.bytes / GIB} for peak in peaks]
-    rivals = {
-        name: {
-            "candidate": rival.to_json(),
-            "slower": rival.step_seconds / plan.best.step_seconds - 1,
-            "differences": {
-                term: seconds - plan.best.breakdown[term] for term, seconds in rival.breakdown.items()
-            },
-        }
-        for name, rival in plan.rivals.items()
-    }
+    rivals = {name: _against(plan.best, rival) for name, rival in plan.rivals.items()}
+    candidate = chosen(plan, rank)
     refused = {reason: {"count": count, "why": _why(plan, reason)} for reason, count in plan.refused.items()}
     misfit = _misfit(plan)
     found = remedies(plan.case, misfit.decomposition) if misfit else ()
@@ -66,10 +63,18 @@ def explanation(plan: Plan, rank: int = 1) -> dict[str, Any]:
         "rank": rank,
         "stages": stages,
         "rivals": rivals,
+        "overlap_off": _against(candidate, _nothing_beside(plan, candidate)),
         "refused": refused,
         "nearest_misfit": misfit and misfit.to_json(),
         "remedies": changes,
     }
+
+
+def _against(best: Candidate, rival: Candidate) -> dict[str, Any]:
+    """How much slower ``rival`` is, and by which terms."""
+    differences = {term: seconds - best.breakdown[term] for term, seconds in rival.breakdown.items()}
+    slower = rival.step_seconds / best.step_seconds - 1
+    return {"candidate": rival.to_json(), "slower": slower, "differences": differences}
 
 
 def chosen(plan: Plan, rank: int) -> Candidate:
@@ -171,6 +176,23 @@ def _rivals(plan: Plan) -> Iterator[str]:
         slower = rival.step_seconds / plan.best.step_seconds - 1
         why = _difference(plan.best, rival) or "no term differs by much"
         yield f"  {name}: {d}{own} is {slower:.1%} slower: {why}"
+
+
+def _without_overlap(plan: Plan, candidate: Candidate) -> Iterator[str]:
+    """What running collectives beside computing is worth, where it changes anything."""
+    off = _nothing_beside(plan, candidate)
+    why = _difference(candidate, off)
+    if why:
+        slower = off.step_seconds / candidate.step_seconds - 1
+        way = "slower" if slower >= 0 else "faster"
+        yield f"  with communication.overlap switched off it is {abs(slower):.1%} {way}: {why}"
+
+
+def _nothing_beside(plan: Plan, candidate: Candidate) -> Candidate:
+    """The same decomposition with nothing beside computing."""
+    off = Overlap(**dict.fromkeys(Overlap.model_fields, False))
+    alone = Pool(replace(plan.case, overlap=off), Candidates.of(candidate.decomposition))
+    return alone.pick(np.array([0]), [0])[0]
 
 
 def _difference(best: Candidate, rival: Candidate) -> str:

@@ -18,6 +18,7 @@ from hpcdl.units import parse_bytes
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?)x")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z/]*)")
 _MOST = 1 << 16  # devices or cores of a node
+_EXAMPLES = {"GB/s": "100GB/s", "TFLOP/s": "989TFLOP/s", "bytes": "80GiB", "": "8"}  # by unit
 _FORM = "write KEY=VALUE, for example link.inter=2x or device.memory=80GiB"
 
 
@@ -66,7 +67,7 @@ def _value(setting: str, text: str, key: _Key, now: float | None) -> float:
         if not now:
             raise UsageError(
                 f"--what-if {setting}: the site does not say what this is now, so no multiple is known",
-                f"give {key.unit or 'a count'}: {_example(key)}",
+                f"give {key.unit or 'a count'}: for example {_EXAMPLES[key.unit]}",
             )
         return float(factor[1]) * now
     if key.unit == "bytes":
@@ -76,12 +77,10 @@ def _value(setting: str, text: str, key: _Key, now: float | None) -> float:
             raise UsageError(f"--what-if {setting}: {error}") from None
     number = _NUMBER.fullmatch(text)
     if not number or number[2] not in ("", key.unit):
-        raise UsageError(f"--what-if {setting}: {text!r} is no value for it", f"for example {_example(key)}")
+        raise UsageError(
+            f"--what-if {setting}: {text!r} is no value for it", f"for example {_EXAMPLES[key.unit]} or 2x"
+        )
     return float(number[1])
-
-
-def _example(key: _Key) -> str:
-    return {"GB/s": "100GB/s", "TFLOP/s": "989TFLOP/s", "bytes": "80GiB", "": "8"}[key.unit] + " or 2x"
 
 
 def _closest(name: str) -> str:

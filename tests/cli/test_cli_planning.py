@@ -1,6 +1,7 @@
 """The views of ``hpcdl plan``: several numbers of devices, two plans side by side, other engines."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -97,6 +98,19 @@ def test_a_changed_machine_is_set_beside_the_real_one(hpcdl, auto):
     assert list(document) == ["names", "plans", "speedup", "breakdown", "memory_breakdown"]
     assert document["names"] == ["now", "device.flops=2x"]
     assert document["speedup"] >= 1
+
+
+def test_only_terms_that_print_alike_are_called_equal(hpcdl, auto, tmp_path):
+    """576.0 and 480.8 MiB stood beside a sign of equality, for they were little of the whole."""
+    other = tmp_path / "deeper.yaml"
+    auto.write_text(auto.read_text().replace("layers: 2", "layers: 4"))
+    other.write_text(auto.read_text().replace("layers: 4", "layers: 5"))
+    result = hpcdl("plan", auto, *MACHINE, "--set", "model.hidden=512", "--compare", other)
+    below = result.out[result.out.index("seconds of a step") :].splitlines()
+    cells = [re.split(r"\s{2,}", line.strip()) for line in below]
+    rows = {row[0]: row[1:] for row in cells if len(row) == 4 and row[-1] != "difference"}
+    assert rows["gradients"][0] != rows["gradients"][1]
+    assert all((before == after) == (difference == "=") for before, after, difference in rows.values())
 
 
 def test_another_experiment_is_set_beside_this_one(hpcdl, auto, tmp_path):
@@ -252,7 +266,7 @@ def test_a_plan_without_a_figure_loads_no_matplotlib():
 def test_an_explanation_as_json(hpcdl, auto):
     document = json.loads(hpcdl("plan", auto, *MACHINE, "--explain", "2", "--json").out)
     assert list(document["explanation"]) == [
-        "rank", "stages", "rivals", "refused", "nearest_misfit", "remedies",
+        "rank", "stages", "rivals", "overlap_off", "refused", "nearest_misfit", "remedies",
     ]  # fmt: skip
     assert document["explanation"]["rank"] == 2
     assert hpcdl("plan", auto, *MACHINE, "--explain", "999", "--json").code == 2

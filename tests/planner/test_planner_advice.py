@@ -27,6 +27,16 @@ def test_a_prime_number_that_some_axis_takes_is_not_blamed(perlmutter, experimen
     assert "no axis can take" not in message
 
 
+def test_a_model_that_the_engine_cannot_run_on_any_number_of_devices_is_sent_to_another(
+    perlmutter, experiment_of
+):
+    """Someone planned a mixture of experts, and was told five times that there is none and to change counts."""
+    with pytest.raises(InfeasibleError) as caught:
+        plan(experiment_of(batch=64, experts=8, active_experts=2), perlmutter, 16)
+    assert caught.value.message.count("experts 8: the bundled engine has no mixture of experts") == 1
+    assert caught.value.hint == "plan for an engine that can with --engine any"
+
+
 def test_too_few_devices_are_told_how_many_would_do(perlmutter, experiment_of):
     shape = dict(layers=200, hidden=40960, heads=320, vocab=51200, sequence=2048)
     experiment = experiment_of(batch=512, **shape)

@@ -76,7 +76,8 @@ def test_the_fullest_moment_of_each_stage_is_told(tight):
 def test_the_explanation_as_values(tight):
     found = tight("12GiB")
     document = json.loads(json.dumps(explanation(found)))
-    assert list(document) == ["rank", "stages", "rivals", "refused", "nearest_misfit", "remedies"]
+    keys = ["rank", "stages", "rivals", "overlap_off", "refused", "nearest_misfit", "remedies"]
+    assert list(document) == keys
     assert max(stage["gib"] for stage in document["stages"]) == pytest.approx(found.best.memory_gib)
     assert set(document["rivals"]) == set(found.rivals)
     for name, rival in document["rivals"].items():
@@ -87,3 +88,13 @@ def test_the_explanation_as_values(tight):
     assert all(row["why"] for row in document["refused"].values())
     assert [row["fits"] for row in document["remedies"]] == [row["need"] <= 1 for row in document["remedies"]]
     assert any(row["fits"] for row in document["remedies"])
+
+
+def test_what_overlap_is_worth_is_told_where_there_is_something_to_hide(tight):
+    sharded, alone = (tight("80GiB", degrees) for degrees in ({"z": 8}, {"pipeline": 8}))
+    document = explanation(sharded)["overlap_off"]
+    assert document["slower"] > 0
+    assert document["differences"]["weights z"] > 0
+    words = "with communication.overlap switched off it is"
+    assert any(words in line and "weights z +" in line for line in explain(sharded))
+    assert not any(words in line for line in explain(alone))

@@ -1,5 +1,7 @@
 """Plans for a machine that is not there."""
 
+from dataclasses import replace
+
 import pytest
 
 from hpcdl.errors import UsageError
@@ -99,6 +101,17 @@ def test_a_setting_that_makes_no_sense_is_named(question, setting, words):
         changed(question, [setting])
     assert words in refused.value.message
     assert setting in refused.value.message
+
+
+def test_a_multiple_of_what_the_site_does_not_say_asks_for_the_figure_itself(question):
+    """The way out named a multiple once more, which is what had just been refused."""
+    links = node_of(question).links.model_copy(update={"nics": 0, "nic_bandwidth": 0.0})
+    nodes = {**question.site.nodes, "gpu40": node_of(question).model_copy(update={"links": links})}
+    unknown = replace(question, site=question.site.model_copy(update={"nodes": nodes}))
+    with pytest.raises(UsageError, match="the site does not say what this is now") as refused:
+        changed(unknown, ["link.inter=2x"])
+    assert refused.value.hint == "give GB/s: for example 100GB/s"
+    assert node_of(changed(unknown, ["link.inter=100GB/s"])).links.inter_node == 100
 
 
 def test_an_unknown_key_lists_the_known(question):

@@ -20,7 +20,7 @@ from hpcdl.planner.whatif import changed
 from hpcdl.units import GIB, format_bytes, format_count, format_seconds
 
 _NOTHING = 1e-9  # what rounding leaves
-_SHOWN = 0.002  # differences below this share of a step, or of the memory, count as none
+_SHOWN = 0.002  # terms below this share of a step, or of the memory, are left out
 
 _FIGURES = {
     "step_seconds": ("step", format_seconds),
@@ -117,7 +117,7 @@ def _differing(changes: Sequence[Change], show: Callable[[float], str]) -> Itera
 
 def _difference(change: Change, show: Callable[[float], str], whole: float) -> Row:
     sides = [show(side) if side and side > _NOTHING * whole else "-" for side in change[1:]]
-    if abs(change.difference) < _SHOWN * whole:
+    if sides[0] == sides[1]:
         return Row([change.name, *sides, "="])
     sign, colour = ("-", "green") if change.difference < 0 else ("+", "red")
     return Row([change.name, *sides, sign + show(abs(change.difference))], colour)
