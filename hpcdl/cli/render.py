@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from hpcdl.run_folder import RunFolder
@@ -27,6 +28,7 @@ from hpcdl.workflow import Snapshot, Study
 
 # A pipe has no width: nothing is folded or cut for it.
 _PIPE_WIDTH = 200
+_WIDEST = 10_000  # columns that a table may take
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -71,13 +73,17 @@ class Row(NamedTuple):
 
 
 def table(columns: Mapping[str, Side], rows: Iterable[Row]) -> None:
-    """Print rows under the names of their columns; cells are plain text."""
+    """Print rows under the names of their columns; cells are plain text.
+
+    None is cut on a narrow terminal, which folds the lines itself: half a number is a wrong one.
+    """
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for name, side in columns.items():
         drawn.add_column(name, justify=side, no_wrap=True)
     for row in rows:
         drawn.add_row(*map(escape, row.cells), style=row.style)
-    _out.print(drawn)
+    drawn.width = Measurement.get(_out, _out.options.update_width(_WIDEST), drawn).maximum
+    _out.print(drawn, crop=False)
 
 
 def plain(words: str, style: str | None = None) -> None:

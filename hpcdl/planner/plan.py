@@ -219,7 +219,7 @@ def _ranked(ask: _Ask, search: Search) -> Plan:
         candidates=picked[:count],
         rivals=dict(zip(choices, picked[count:], strict=True)),
         nearest_misfit=closest and _undriven(ask.case, closest.candidates),
-        without=savings(ask.case, best),
+        without={} if search.interrupted else savings(ask.case, best),  # searches once more
         warnings=(*cautions(ask.case, best), *_doubts(search)),
         interrupted=search.interrupted,
     )

@@ -239,6 +239,32 @@ def test_a_figure_names_its_terms_and_its_pipeline(hpcdl, auto, tmp_path):
     assert "<!-- 40 GiB  -->" in drawn
 
 
+def test_a_figure_holds_as_many_candidates_as_are_shown(hpcdl, auto, tmp_path):
+    """Two were asked for and ten drawn."""
+    path = tmp_path / "plan.svg"
+    hpcdl("plan", auto, *MACHINE, "--top", "2", "--plot", path)
+    drawn = path.read_text()
+    assert "<!-- 2: " in drawn
+    assert "<!-- 3: " not in drawn
+
+
+def test_without_stages_no_pipeline_is_drawn(hpcdl, auto, tmp_path):
+    path = tmp_path / "plan.svg"
+    hpcdl("plan", auto, *MACHINE, "--set", "parallelism={data: 4}", "--plot", path)
+    assert "<!-- stage -->" not in path.read_text()
+
+
+def test_labels_of_near_numbers_do_not_cover_each_other(hpcdl, auto, tmp_path):
+    """2688, 3200 and 3712 devices were one black spot; the days were powers of ten that no point has."""
+    path = tmp_path / "plan.svg"
+    asked = ("--gpus", "2,30,32", "--set", "training.global_batch=480", "--tokens", "1T", "--plot", path)
+    assert hpcdl("plan", auto, *MACHINE, *asked).code == 0
+    below_curve, below_front = path.read_text().split("<!-- devices -->")
+    assert "<!-- 30 -->" in below_curve
+    assert "<!-- 32 -->" not in below_curve
+    assert "10^" not in below_front.replace("$", "")
+
+
 def test_a_plan_that_cannot_run_is_drawn_without_its_pipeline(hpcdl, auto, tmp_path):
     path = tmp_path / "plan.svg"
     assert hpcdl("plan", auto, *MACHINE, "--set", "parallelism={pipeline: 4}", "--plot", path).code == 3

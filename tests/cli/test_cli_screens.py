@@ -1,10 +1,13 @@
 """What a person sees: tables, explanations and sites."""
 
+import io
 import json
 
 import pytest
 import yaml
+from rich.console import Console
 
+from hpcdl.cli import render
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.sites.site import Site
@@ -25,6 +28,19 @@ def test_plan_shows_candidates_refusals_and_the_choice(hpcdl, auto):
     assert "slower ones not shown" in result.out
     assert "refused: global_batch" in result.out
     assert "would run" in result.out
+
+
+def test_a_table_is_whole_on_a_narrow_terminal(monkeypatch):
+    """With 80 columns z 512 was shown as 5 and an ellipsis, and so were 256, 512 and 1024 devices."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        render, "_out", Console(file=screen, width=30, force_terminal=True, color_system=None)
+    )
+    names = [f"column {place}" for place in range(9)]
+    render.table(dict.fromkeys(names, "right"), [render.Row([str(1000 + place) for place in range(9)])])
+    head, row = screen.getvalue().splitlines()
+    assert head.split("  ") == names
+    assert row.split() == [str(1000 + place) for place in range(9)]
 
 
 def test_plan_json_has_the_documented_keys(hpcdl, auto):

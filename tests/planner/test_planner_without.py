@@ -152,3 +152,19 @@ def test_what_was_assumed_is_noted(case_on, perlmutter, experiment_of):
     training = experiment.training.model_copy(update={"pruning": Pruning(sparsity=0.5, begin=10)})
     notes = plan(experiment.model_copy(update={"training": training}), perlmutter, 4).best.notes
     assert any("memory must be enough for the dense steps before it" in note for note in notes)
+
+
+def test_a_search_that_was_stopped_is_not_followed_by_another(perlmutter, experiment_of, monkeypatch):
+    """After Ctrl-C someone waited five seconds more, for what the best would be without offload."""
+    monkeypatch.setattr("hpcdl.planner.choices._BLOCK", 64)
+    experiment = experiment_of(batch=16, preset="gpt3-13b")
+
+    def impatient(done, _total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    stopped = plan(experiment, perlmutter, 4, watch=impatient)
+    assert stopped.interrupted
+    assert stopped.best.decomposition.offload != "none"
+    assert stopped.without == {}
+    assert "offload" in plan(experiment, perlmutter, 4).without

@@ -49,7 +49,7 @@ def _one(ask: Ask, view: View) -> None:
         tables.warnings(plan)
         _warn_of_limits(inputs)
     if view.plot:
-        asking.plots(view.plot).plan(view.plot, plan, chosen(plan, view.explain or 1))
+        asking.plots(view.plot).plan(view.plot, plan, chosen(plan, view.explain or 1), view.top)
     if plan.infeasible:
         raise InfeasibleError(plan.infeasible)
 

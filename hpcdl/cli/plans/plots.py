@@ -29,6 +29,7 @@ from hpcdl.units import GIB, format_count
 _SECONDS, _GIB = "seconds of a step", "GiB of the fullest rank's device"
 _LEAST = 0.01  # terms below this share of every bar are drawn as one
 _BARS = 10  # candidates that are drawn
+_LABEL = 0.06  # of an axis, room for one label
 _MANY = 4000  # operations beyond which a timeline is drawn as an image, which keeps the file small
 _OPERATIONS = {Operation.FORWARD: "tab:blue", Operation.BACKWARD: "tab:orange", Operation.WEIGHT: "tab:green"}
 # One colour a term in every figure: twenty of them, then the same hatched.
@@ -43,15 +44,15 @@ class Panel(NamedTuple):
     inches: float = 3.6
 
 
-def plan(path: Path, found: Plan, candidate: Candidate) -> None:
-    """Time and memory of the best candidates, and the pipeline of one of them."""
-    shown = found.candidates[:_BARS]
+def plan(path: Path, found: Plan, candidate: Candidate, top: int) -> None:
+    """Time and memory of the ``top`` candidates, as far as a figure has room, and the pipeline of one."""
+    shown = found.candidates[: min(top, _BARS)]
     names = [f"{each.rank}: {_label(each)}" for each in shown]
     panels = [
         _bars_panel(names, [each.breakdown for each in shown], _SECONDS),
         _bars_panel(names, [each.memory_breakdown for each in shown], _GIB, _limits([found])),
     ]
-    if not candidate.refusals:
+    if not candidate.refusals and candidate.decomposition.pipeline > 1:
         panels.append(Panel(lambda axes: _pipeline(axes, found.case, candidate)))
     _save(path, _title(found), panels)
 
@@ -177,12 +178,23 @@ def _curve(axes: Axes, points: Sequence[Point]) -> None:
     axes.loglog(gpus, days, "o-", label="best decomposition")
     for point, height in zip(points, days, strict=True):
         axes.annotate(f"{point.efficiency:.0%}", (point.gpus, height), (4, -12), textcoords="offset points")
-    axes.set_xticks(gpus, map(str, gpus))
-    axes.set_yticks(days, map(format_count, days))
+    axes.margins(y=0.1)
+    axes.set_xticks(shown := _apart(gpus), map(str, shown))
+    axes.set_yticks(shown := _apart(days), map(format_count, shown))
     axes.minorticks_off()
     axes.set_xlabel("devices")
     axes.set_ylabel("tokens a day")
     axes.legend(frameon=False)
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Those of ``values`` whose labels do not cover each other on a logarithmic axis."""
+    least = (max(values) / min(values)) ** _LABEL
+    chosen: list[float] = []
+    for value in sorted(values):
+        if not chosen or value >= least * chosen[-1]:
+            chosen.append(value)
+    return chosen
 
 
 def _front(axes: Axes, points: Sequence[Point], tokens: float) -> None:
@@ -194,8 +206,11 @@ def _front(axes: Axes, points: Sequence[Point], tokens: float) -> None:
     for point, day in zip(points, days, strict=True):
         axes.annotate(str(point.gpus), (day, point.node_hours(tokens)), (4, 4), textcoords="offset points")
     axes.set_xscale("log")
+    axes.set_xticks(shown := _apart(days), [f"{day:.3g}" for day in shown])
+    axes.minorticks_off()
     axes.set_xlabel(f"days to {format_count(tokens)} tokens")
     axes.set_ylabel("node-hours")
+    axes.margins(y=0.1)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
 
