@@ -44,14 +44,14 @@ def too_big(case: Case, candidate: Candidate) -> str:
     device, host = memory.budget(case) / GIB, memory.host_budget(case) / GIB
     if candidate.memory_gib <= device and not case.one_memory:
         return (
-            f"{candidate.decomposition} keeps {candidate.host_memory_gib:.1f} GiB a rank in host memory, but "
-            f"{host:.1f} GiB of it are there after a margin of {memory.MARGIN:.0%}"
+            f"{candidate.decomposition} keeps {candidate.host_memory_gib:.2f} GiB a rank in host memory, but "
+            f"{host:.2f} GiB of it are there after a margin of {memory.MARGIN:.0%}"
         )
     term, gib = max(candidate.memory_breakdown.items(), key=lambda item: item[1])
     beside = f" and {candidate.host_memory_gib:.1f} GiB of the same memory" if case.one_memory else ""
     return (
-        f"{candidate.decomposition} needs {candidate.memory_gib:.1f} GiB a rank, most of it {term} "
-        f"({gib:.1f} GiB){beside * (candidate.host_memory_gib > 0)}, but {device:.1f} GiB are there after a "
+        f"{candidate.decomposition} needs {candidate.memory_gib:.2f} GiB a rank, most of it {term} "
+        f"({gib:.1f} GiB){beside * (candidate.host_memory_gib > 0)}, but {device:.2f} GiB are there after a "
         f"margin of {memory.MARGIN:.0%}"
     )
 

@@ -231,7 +231,7 @@ def _lack(plan: Plan) -> str:
         return "more than a rank's memory holds"
     term, gib = max(misfit.memory_breakdown.items(), key=lambda item: item[1])
     return (
-        f"the leanest, {misfit.decomposition}, needs {misfit.memory_gib:.1f} of {plan.budget_gib:.1f} GiB, "
+        f"the leanest, {misfit.decomposition}, needs {misfit.memory_gib:.2f} of {plan.budget_gib:.2f} GiB, "
         f"most of it {term} ({gib:.1f} GiB); {_way_out(plan, misfit)}"
     )
 

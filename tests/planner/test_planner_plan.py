@@ -202,7 +202,7 @@ def test_an_explicit_decomposition_that_does_not_fit_names_the_largest_term(perl
     found = plan(experiment_of(preset="gpt3-13b", parallelism={"data": 8}), perlmutter, 8)
     assert found.refused == {"memory": 1}
     assert "most of it optimizer state" in found.infeasible
-    assert "38.0 GiB are there after a margin of 5%" in found.infeasible
+    assert "38.00 GiB are there after a margin of 5%" in found.infeasible
     assert len(found.candidates) == 1
 
 

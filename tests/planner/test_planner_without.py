@@ -106,7 +106,7 @@ def test_host_memory_that_does_not_suffice_is_named(site_with, experiment_of):
     asked = {"data": 4, "offload": "optimizer"}
     site = site_with("40GiB", host_memory="8GiB")
     found = plan(experiment_of(parallelism=asked, layers=24, hidden=2048, heads=16, vocab=51200), site, 4)
-    assert "in host memory, but 1.9 GiB of it are there after a margin of 5%" in found.infeasible
+    assert "in host memory, but 1.90 GiB of it are there after a margin of 5%" in found.infeasible
     assert found.refused == {"memory": 1}
 
 
