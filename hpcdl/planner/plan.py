@@ -122,10 +122,10 @@ def _searched(case: Case, ask: _Ask, watch: Watch | None) -> Search:
         KeyboardInterrupt: nothing was found yet when it was stopped.
     """
     search = Search.through(case, TOP, watch=watch)
-    if not (search.fitting or search.interrupted or case.one_memory):
+    if not (len(search.leaders) or search.interrupted or case.one_memory):
         first, search = search, Search.through(case, TOP, activations=True, watch=watch)
         search.add_misfits(first)
-    if not search.fitting:
+    if not len(search.leaders):
         if search.interrupted:
             raise KeyboardInterrupt
         raise nothing_fits(

@@ -366,3 +366,16 @@ def test_a_shell_completes_names(hpcdl, monkeypatch, typed, wanted):
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
     assert wanted in hpcdl().out.split()
+
+
+@pytest.mark.parametrize("flags", [(), ("--what-if", "link.inter=2x")])
+def test_stopped_before_there_is_a_plan_it_says_so(hpcdl, auto, monkeypatch, flags):
+    """Ctrl-C before anything that fits was found used to end without a word."""
+
+    def stop(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpcdl.planner.search.least_step", stop)
+    result = hpcdl("plan", auto, *MACHINE, *flags)
+    assert result.code == 130
+    assert "stopped before there was a plan to show" in result.err

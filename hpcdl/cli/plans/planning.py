@@ -21,9 +21,18 @@ def show(ask: Ask, view: View) -> None:
 
     Raises:
         InfeasibleError: after showing it, where nothing of it can run.
+        KeyboardInterrupt: stopped before there was a plan, which is said.
         UsageError: flags that do not go together, or values that make no sense.
     """
     asking.check(ask, view)
+    try:
+        _plan(ask, view)
+    except KeyboardInterrupt:
+        render.warning("stopped before there was a plan to show", None)
+        raise
+
+
+def _plan(ask: Ask, view: View) -> None:
     if view.plot:
         asking.plots(view.plot)
     if ask.several:
