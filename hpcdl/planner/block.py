@@ -65,13 +65,6 @@ class Block:
         """All parts together."""
         return sum(self.parts.values(), 0 * self.forward)  # one by one: the same for one as for many
 
-    def at(self, position: int) -> Block:
-        """That of one candidate."""
-        parts = {name: seconds[position] for name, seconds in self.parts.items()}
-        return Block(
-            parts, self.forward[position], self.weight[position], self.free[position], self.ahead[position]
-        )
-
     def copying(self, copies: offload.Copies) -> Block:
         """The same with copies to and from the host beside it: what of them takes longer counts."""
         forward = np.maximum(0, copies.forward - self.forward)

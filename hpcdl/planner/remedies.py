@@ -1,4 +1,4 @@
-"""What a decomposition lacks of memory, and the single changes that would help, smallest first.
+"""The single changes with which a decomposition would need less memory, smallest first.
 
 Ranks stay as many as they are, so what splits the model further takes replicas from data. A change is smaller
 if it costs less of a step as a rule: a smaller microbatch, then optimizer state shared, recomputation, more
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,16 +19,6 @@ from hpcdl.planner.case import Case
 from hpcdl.planner.divisors import divisors
 from hpcdl.planner.space import RECOMPUTES, Candidates
 from hpcdl.spec.decomposition import Decomposition, violations
-
-
-@dataclass(frozen=True)
-class Shortfall:
-    """Why a decomposition does not fit: ``missing`` bytes of ``memory``, and the largest ``term`` there."""
-
-    memory: Literal["device", "host"]
-    missing: float
-    term: str
-    bytes: float  # of the term
 
 
 @dataclass(frozen=True)
@@ -48,21 +38,6 @@ class Remedy:
     def suffices(self) -> bool:
         """Whether the decomposition fits with this change alone."""
         return self.need <= 1
-
-
-def shortfall(case: Case, d: Decomposition) -> Shortfall | None:
-    """What ``d`` lacks, of the memory that lacks more; None if it fits."""
-    c = Candidates.of(d)
-    if memory.fits(case, c)[0]:
-        return None
-    terms = {name: float(count[0]) for name, count in memory.device_memory(case, c).items()}
-    host = float(memory.host_memory(case, c)[0])
-    on_device = sum(terms.values()) + (host if case.one_memory else 0.0) - memory.budget(case)
-    on_host = host - memory.host_budget(case)
-    if on_host > on_device and not case.one_memory:
-        return Shortfall("host", on_host, "host memory", host)
-    term = max(terms, key=lambda name: terms[name])
-    return Shortfall("device", on_device, term, terms[term])
 
 
 def remedies(case: Case, d: Decomposition) -> tuple[Remedy, ...]:

@@ -126,12 +126,6 @@ class Candidates:
             return np.where(swapped, product // self.data, product)
         return product
 
-    @property
-    def plain_pipeline(self) -> Bools:
-        """Whether stages are whole, the default of microbatches in flight, and backwards in one piece."""
-        verdict: Bools = (self.interleave == 1) & (self.asked_in_flight == 0) & ~self.defer_weights
-        return verdict
-
     def flow(self, position: int, global_batch: int) -> Flow:
         """How one batch flows through the pipeline of one candidate."""
         return Flow(

@@ -4,7 +4,7 @@ import pytest
 
 from hpcdl.planner import memory
 from hpcdl.planner.engines import find_engine
-from hpcdl.planner.remedies import remedies, shortfall
+from hpcdl.planner.remedies import remedies
 from hpcdl.planner.space import Candidates
 from hpcdl.spec.decomposition import Decomposition, violations
 from hpcdl.spec.model import Model
@@ -27,26 +27,6 @@ def tight(case_on, small_memory):
 
 def with_change(d, change):
     return Decomposition.model_validate({**d.model_dump(), **change})
-
-
-def test_what_fits_lacks_nothing(tight):
-    assert shortfall(tight("80GiB"), LARGE) is None
-
-
-def test_a_shortfall_is_what_is_needed_beyond_the_budget_and_its_largest_term(tight):
-    case = tight("16GiB")
-    found = shortfall(case, LARGE)
-    held = {name: float(count[0]) for name, count in memory.device_memory(case, Candidates.of(LARGE)).items()}
-    assert found.missing == pytest.approx(sum(held.values()) - 0.95 * 16 * 2**30)
-    assert (found.memory, found.term) == ("device", "optimizer state")
-    assert found.bytes == held["optimizer state"] == max(held.values())
-
-
-def test_a_shortfall_may_be_the_hosts(tight):
-    case = tight("80GiB", host_memory="16GiB")
-    found = shortfall(case, LARGE.model_copy(update={"offload": "optimizer"}))
-    assert (found.memory, found.term) == ("host", "host memory")
-    assert found.missing == pytest.approx(found.bytes - 0.95 * 4 * 2**30)
 
 
 @pytest.mark.parametrize("engine", ["hpcdl", "any", "megatron"])
