@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcdl.planner import state
-from hpcdl.planner.activations import Layer
+from hpcdl.planner.activations import Layer, boundary
 from hpcdl.planner.case import Case
 from hpcdl.planner.moments import TENSORS, MomentName, StageName, moments, stages
 from hpcdl.planner.space import Bools, Candidates, Floats, Ints
@@ -119,11 +119,13 @@ def fits(case: Case, c: Candidates) -> Bools:
 def may_fit(case: Case, c: Candidates) -> Bools:
     """Whether the device might hold some schedule of these, whatever lies between checkpoints.
 
-    It does not if it holds them not even with one microbatch in flight and checkpoints on the host.
+    It does not if it holds them not even with one microbatch in flight and checkpoints on the host. Of those
+    the device has the one in use and the next; few and far between it may have only one.
     """
     leanest = c.having(asked_in_flight=1, defer_weights=False, recompute_every=1)
     leanest = leanest.having(offload_activations=c.full_recompute)
-    verdict: Bools = total(device_memory(case, leanest)) <= budget(case)
+    spare = c.full_recompute * boundary(case, c) * (1 + case.profile.allocator_slack)
+    verdict: Bools = total(device_memory(case, leanest)) - spare <= budget(case)
     return verdict
 
 

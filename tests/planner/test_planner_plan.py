@@ -1,5 +1,9 @@
 import json
 import math
+import os
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -280,12 +284,31 @@ def test_any_kept_rank_can_be_explained_and_no_other(perlmutter, experiment_of):
         explain(found, 21)
 
 
-def test_a_trillion_parameters_on_16384_gpus_are_planned_in_seconds(perlmutter, experiment_of):
-    """About 0.1 s on two cores; the bar is generous for a busy machine."""
-    shape = dict(layers=128, hidden=25600, heads=160, vocab=51200, sequence=2048)
-    found = plan(experiment_of(batch=4096, **shape), perlmutter, 16384)
-    assert found.search_seconds < 5
-    assert found.evaluated > 30_000
+def test_a_trillion_parameters_on_16384_gpus_are_planned_in_seconds(tmp_path):
+    """From a cold start: some two seconds of a processor's time.
+
+    The bound once was the search's alone, in this process: now a hundred times as much is searched, and what
+    counts the lines that tests reach takes three times as long, so the command runs without that.
+    """
+    (tmp_path / "large.yaml").write_text(
+        "model: {layers: 128, hidden: 25600, heads: 160, vocab: 51200, sequence: 2048}\n"
+        "data: {source: stdlib}\n"
+        "training: {global_batch: 4096}\n"
+    )
+    command = [sys.executable, "-m", "hpcdl", "plan", "large.yaml", "--site", "perlmutter", "--json"]
+    uncounted = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    before = _children_seconds()
+    done = subprocess.run(
+        [*command, "--gpus", "16384"], cwd=tmp_path, env=uncounted, capture_output=True, text=True, check=True
+    )
+    assert _children_seconds() - before < 5
+    assert json.loads(done.stdout)["evaluated"] > 30_000
+
+
+def _children_seconds():
+    """Processor time of the processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_the_nodes_that_the_experiment_asks_for_are_used(perlmutter, experiment_of):
