@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class HpcdlError(Exception):
     """A failure the user can act on: what is wrong, and the way out.
@@ -25,6 +27,10 @@ class UsageError(HpcdlError):
     exit_code = 2
 
 
+class ClaimedError(UsageError):
+    """Somebody else submits an attempt, or has just done so."""
+
+
 class SiteError(HpcdlError):
     """A site that is unknown, or whose file is wrong."""
 
@@ -43,11 +49,51 @@ class SchedulerError(HpcdlError):
     exit_code = 4
 
 
+class NoAnswerError(SchedulerError):
+    """The scheduler was not reached, or its answer was not heard: what it was asked to do may yet be done."""
+
+
 class EngineError(HpcdlError):
     """The run itself failed."""
 
     exit_code = 5
 
 
+class HangError(EngineError):
+    """A rank stands still, for longer than it may.
+
+    Args:
+        message: as of every error.
+        hint: likewise.
+        suspects: the nodes that may be to blame, and why.
+    """
+
+    def __init__(self, message: str, hint: str, suspects: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, hint)
+        self.suspects = suspects or {}
+
+
 class PeerLostError(EngineError):
     """A rank could not go on because another one went away: a consequence, never the cause."""
+
+
+class RanksMissingError(EngineError):
+    """Ranks did not come to the meeting in time.
+
+    Args:
+        message: as of every error.
+        hint: likewise.
+        suspects: the nodes that may be to blame, and why.
+    """
+
+    def __init__(self, message: str, hint: str, suspects: Mapping[str, str]) -> None:
+        super().__init__(message, hint)
+        self.suspects = suspects
+
+
+class BadNodeError(EngineError):
+    """A node does not have what the run needs of it; another node would do."""
+
+
+class PlacementError(EngineError):
+    """The launcher put ranks where they cannot run; another node would not help."""

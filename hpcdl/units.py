@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
+from typing import Any
 
 KIB = 1024
 MIB = 1024**2
@@ -103,3 +106,28 @@ def format_count(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.3g}{suffix}"
     return f"{number:.3g}"
+
+
+def said(value: float) -> float | str:
+    """A number as JSON can say it: one that is not finite as the word ``nan``, ``inf`` or ``-inf``."""
+    return value if math.isfinite(value) else str(float(value))
+
+
+def sayable(value: Any) -> Any:
+    """A JSON value with all numbers in it as ``said``."""
+    if isinstance(value, float):
+        return said(value)
+    if isinstance(value, dict):
+        return {key: sayable(inner) for key, inner in value.items()}
+    return [sayable(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 8 → ``0-2,8``: ranks, or CPUs as the kernel lists them."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

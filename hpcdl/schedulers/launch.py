@@ -7,26 +7,10 @@ from collections.abc import Callable
 
 from hpcdl.errors import SiteError
 from hpcdl.schedulers.base import Job
+from hpcdl.schedulers.binding import NEAR, cpu_bind, given_by_launcher, gpu_bind, has_gpus, placed
 from hpcdl.schedulers.environment import exports
-from hpcdl.sites.site import NodeType, Site
 
-_DEVICE_VARIABLES = {"gpu": "CUDA_VISIBLE_DEVICES", "gcd": "HIP_VISIBLE_DEVICES", "tile": "ZE_AFFINITY_MASK"}
-"""Which variable selects devices; devices that are not named are cores."""
-
-_LOCAL_RANK_VARIABLES = {
-    "fork": "LOCAL_RANK",
-    "srun": "SLURM_LOCALID",
-    "mpiexec-pals": "PALS_LOCAL_RANKID",
-    "mpiexec-hydra": "MPI_LOCALRANKID",
-    "mpiexec-openmpi": "OMPI_COMM_WORLD_LOCAL_RANK",
-}
-"""Where a rank of each launcher reads its index within the node."""
-
-# Run by bash once a rank: two variables, then devices up to "--", then the rank's program.
-_PICK_DEVICE = (
-    'variable=$1 index=$2 devices=(); shift 2; while [ "$1" != -- ]; do devices+=("$1"); shift; done; shift; '
-    'export "$variable=${devices[${!index}]}"; exec "$@"'
-)
+_LAST_S = 60  # between the end of the first rank and that of the last, where they end together
 
 
 def forks(job: Job) -> bool:
@@ -50,45 +34,15 @@ def command(job: Job) -> list[str]:
 
 
 def _over_mpi(job: Job) -> bool:
-    return job.run.experiment.communication.needs_mpi
+    return job.run.experiment.needs_mpi
 
 
 def _rank(job: Job) -> list[str]:
     """One rank's program."""
     # mpi4py's runner aborts all ranks when one dies of an exception; else the others would wait for ever.
     runner = ["-m", "mpi4py"] if _over_mpi(job) else []
-    return [*_devices(job), job.python, *runner, "-m", "hpcdl.engine", str(job.folder)]
-
-
-def _devices(job: Job) -> list[str]:
-    """What sets a rank's visible devices: a program that runs the program after it.
-
-    Not an export in the script: Slurm sets CUDA_VISIBLE_DEVICES anew in every task.
-    """
-    launch, node = job.site.launch, job.site.node(job.run.experiment.resources.queue)
-    variable = _DEVICE_VARIABLES.get(node.device.kind)
-    order = _order(job, node)
-    if variable is None:
-        return []
-    if launch.gpu_visibility == "one_per_task":
-        if _gpus_per_task(job.site):
-            return []
-        local_rank = _LOCAL_RANK_VARIABLES["mpiexec-hydra" if starts_mpiexec_here(job) else launch.launcher]
-        return ["bash", "-c", _PICK_DEVICE, "bash", variable, local_rank, *map(str, order), "--"]
-    if launch.device_order:
-        return ["env", f"{variable}={','.join(map(str, order))}"]
-    return []
-
-
-def _order(job: Job, node: NodeType) -> list[int]:
-    """The device of each local rank.
-
-    Devices that were asked for one by one are renumbered from 0 in the job, so only their order is kept.
-    """
-    order, ranks = job.site.launch.device_order or list(range(node.devices)), job.run.layout.ranks_per_node
-    if job.site.scheduler.gpu_request == "none":
-        return order[:ranks]
-    return [device for device in order if device < ranks]
+    starter = "mpiexec-hydra" if starts_mpiexec_here(job) else job.site.launch.launcher
+    return [*placed(job, starter), job.python, *runner, "-m", "hpcdl.engine", str(job.folder)]
 
 
 def starts_mpiexec_here(job: Job) -> bool:
@@ -96,84 +50,176 @@ def starts_mpiexec_here(job: Job) -> bool:
     return job.site.launch.launcher == "fork" and _over_mpi(job)
 
 
-def _gpus_per_task(site: Site) -> bool:
-    """Whether srun itself gives each task its device."""
-    return (
-        site.launch.launcher == "srun"
-        and site.scheduler.gpu_request != "none"
-        and "--gpus-per-task" not in site.scheduler.forbidden
-    )
-
-
-def gpu_request(site: Site, per_node: int) -> list[str]:
-    """How Slurm is asked for ``per_node`` devices a node, as an option; nothing where nodes come with theirs.
-
-    Raises:
-        SiteError: a typed request without a type.
-    """
-    kind, gpu_type = site.scheduler.gpu_request, site.scheduler.gpu_type
-    if kind == "gres-typed" and gpu_type is None:
-        raise SiteError(f"site {site.name}: scheduler.gpu_request gres-typed needs scheduler.gpu_type")
+def gpu_request(job: Job) -> list[str]:
+    """How Slurm is asked for the job's devices; nothing where nodes come with theirs."""
+    nodes, per_node, typed = job.run.layout.nodes, job.run.layout.ranks_per_node, _typed(job)
     spellings = {
-        "gpus-per-node": [f"--gpus-per-node={per_node}"],
-        "gres": [f"--gres=gpu:{per_node}"],
-        "gres-typed": [f"--gres=gpu:{gpu_type}:{per_node}"],
+        "gpus-per-node": [f"--gpus-per-node={typed}{per_node}"],
+        "gpus": [f"--gpus={typed}{per_node * nodes}"],
+        "gpus-per-task": [f"--gpus-per-task={typed}1"],
+        "gres": [f"--gres=gpu:{typed}{per_node}"],
         "none": [],
     }
-    return spellings[kind]
+    return spellings[job.site.scheduler.gpu_request]
+
+
+def _typed(job: Job) -> str:
+    """What stands before a number of devices."""
+    gpu_type = job.site.gpu_type(job.run.experiment.resources.queue)
+    return f"{gpu_type}:" if gpu_type else ""
+
+
+def cpus_per_rank(job: Job) -> int:
+    """What Slurm counts as CPUs: the hardware threads of a rank's cores."""
+    node = job.site.node(job.run.experiment.resources.queue)
+    return job.run.layout.cores_per_rank * node.threads_per_core
 
 
 def _srun(job: Job) -> list[str]:
     layout, launch = job.run.layout, job.site.launch
-    one_each = launch.gpu_visibility == "one_per_task" and _gpus_per_task(job.site)
+    devices, cores = gpu_bind(job), cpu_bind(job)
+    # A type that the job names must be named here too: Slurm refuses requests with and without.
+    one_each, asked = [f"--gpus-per-task={_typed(job)}1"], gpu_request(job)
     return [
         "srun",
         # Without it the other ranks wait in a collective until the walltime.
         "--kill-on-bad-exit=1",
+        # Without it srun waits for ever for the tasks of a node whose slurmstepd was killed; seen in 22.05.
+        *([f"--wait={_LAST_S}"] if job.run.experiment.ends_together else []),
         "--label",
         f"--nodes={layout.nodes}",
         f"--ntasks={layout.ranks}",
         f"--ntasks-per-node={layout.ranks_per_node}",
         # Slurm 22.05 to 23.02 do not take it from the job (CHANGELOG of SchedMD/slurm, slurm-22.05).
-        f"--cpus-per-task={layout.cores_per_rank}",
-        *(["--gpus-per-task=1"] if one_each else gpu_request(job.site, layout.ranks_per_node)),
-        *([f"--gpu-bind={launch.gpu_bind}"] if launch.gpu_bind else []),
-        *([f"--cpu-bind={launch.cpu_bind}"] if launch.cpu_bind else []),
+        f"--cpus-per-task={cpus_per_rank(job)}",
+        *(one_each if given_by_launcher(job) else asked),
+        *([f"--gpu-bind={devices}"] if devices else []),
+        *([f"--cpu-bind={cores}"] if cores else []),
         *([f"--mpi={launch.mpi}"] if launch.mpi and _over_mpi(job) else []),
         *_arguments(job),
     ]
 
 
+def _without_words(job: Job) -> None:
+    """Refuse what a launcher that only starts processes cannot be told.
+
+    Raises:
+        SiteError: the site binds cores in a launcher's own words.
+    """
+    launch = job.site.launch
+    if launch.cpu_bind not in (None, NEAR):
+        raise SiteError(
+            f"{job.site.place('launch', 'cpu_bind')}: launcher {launch.launcher} has no words for cores, "
+            f"so {launch.cpu_bind!r} means nothing to it",
+            f"give {NEAR}, with the cores of each device in nodes, or take launch.cpu_bind out",
+        )
+
+
 def _fork(job: Job) -> list[str]:
+    _without_words(job)
     return ["mpiexec", "-n", str(job.run.layout.ranks), *_arguments(job)] if _over_mpi(job) else []
 
 
 def _pals(job: Job) -> list[str]:
-    layout = job.run.layout
-    binding = job.site.launch.cpu_bind or "depth"
+    layout, cores = job.run.layout, cpu_bind(job)
+    # With a list, cores are counted by the list.
+    depth = [] if cores and cores.startswith("list:") else ["--depth", str(layout.cores_per_rank)]
     return [
         *("mpiexec", "-n", str(layout.ranks), "--ppn", str(layout.ranks_per_node)),
-        *("--depth", str(layout.cores_per_rank), "--cpu-bind", binding, *_arguments(job)),
+        *(*depth, "--cpu-bind", cores or "depth", *_arguments(job)),
     ]
 
 
 def _hydra(job: Job) -> list[str]:
-    layout, binding = job.run.layout, job.site.launch.cpu_bind
+    layout, cores = job.run.layout, cpu_bind(job)
     return [
         *("mpiexec", "-n", str(layout.ranks), "-ppn", str(layout.ranks_per_node)),
-        *(("-bind-to", binding) if binding else ()),
+        *(("-bind-to", cores) if cores else ()),
         *_arguments(job),
     ]
 
 
 def _openmpi(job: Job) -> list[str]:
-    layout, binding = job.run.layout, job.site.launch.cpu_bind
-    # PE: cores a rank. Ranks on other nodes see only the variables that are named.
+    layout, cores = job.run.layout, cpu_bind(job)
+    # PE: cores a rank, by which Open MPI binds; it refuses to be told of another binding as well.
+    each = f"ppr:{layout.ranks_per_node}:node" + ("" if cores else f":PE={layout.cores_per_rank}")
+    # Ranks on other nodes see only the variables that are named.
     return [
-        *("mpiexec", "-n", str(layout.ranks)),
-        *("--map-by", f"ppr:{layout.ranks_per_node}:node:PE={layout.cores_per_rank}"),
-        *(("--bind-to", binding) if binding else ()),
+        *("mpiexec", "-n", str(layout.ranks), "--map-by", each),
+        *(("--bind-to", cores) if cores else ()),
         *(word for name, _ in exports(job) for word in ("-x", name)),
+        *_arguments(job),
+    ]
+
+
+def _pbsdsh(job: Job) -> list[str]:
+    """Nothing: on each host, the script forks that host's ranks."""
+    _without_words(job)
+    machine, here = job.site, job.site.place("launch", "launcher")
+    if machine.scheduler.kind != "pbs":
+        raise SiteError(
+            f"{here}: launcher pbsdsh is part of PBS, and the scheduler is {machine.scheduler.kind}"
+        )
+    if _over_mpi(job):
+        raise SiteError(
+            f"{here}: launcher pbsdsh starts no MPI ranks",
+            "set communication.transport: dist, or name the machine's mpiexec in launch.launcher",
+        )
+    if (machine.scheduler.place or "").partition(":")[0] != "scatter":
+        raise SiteError(
+            f"{machine.place('scheduler', 'place')}: launcher pbsdsh tells ranks apart by their host, so "
+            f"each chunk must be on a host of its own",
+            "set scheduler.place: scatter",
+        )
+    return []
+
+
+def starts_hosts(job: Job) -> bool:
+    """Whether the launcher starts the script once a host, and that starts the host's ranks."""
+    return job.site.launch.launcher == "pbsdsh"
+
+
+def processes_per_node(job: Job) -> int:
+    """Processes that the launcher itself starts on each node."""
+    return 1 if starts_hosts(job) else job.run.layout.ranks_per_node
+
+
+def step(job: Job) -> str:
+    """The template of the step that starts the ranks."""
+    if starts_hosts(job):
+        return "_pbsdsh.sh.j2"
+    return "_fork.sh.j2" if forks(job) else "_command.sh.j2"
+
+
+def _flux_run(job: Job) -> list[str]:
+    layout, devices, cores = job.run.layout, gpu_bind(job), cpu_bind(job)
+    whole = job.site.scheduler.gpu_request == "none"
+    return [
+        *("flux", "run", f"--nodes={layout.nodes}", f"--ntasks={layout.ranks}"),
+        f"--cores-per-task={layout.cores_per_rank}",
+        *(["--exclusive"] if whole else ["--gpus-per-task=1"]),
+        "--label-io",
+        # All ranks end when one fails. By default they would also be ended 30 s after one is done.
+        *("--setopt=exit-on-error", "--setopt=exit-timeout=none"),
+        *([f"--setopt=cpu-affinity={cores}"] if cores else []),
+        *([f"--setopt=gpu-affinity={devices}"] if devices else []),
+        *_arguments(job),
+    ]
+
+
+def _jsrun(job: Job) -> list[str]:
+    layout, launch = job.run.layout, job.site.launch
+    # The ranks of a resource set share its devices: a set a rank, or one a node.
+    each = layout.ranks_per_node if launch.gpu_visibility == "all" else 1
+    sets = layout.ranks_per_node // each
+    return [
+        # -X: all ranks end when one fails; -d: ranks are numbered node by node.
+        *("jsrun", "-X", "1", "--stdio_mode", "prepended", "-d", "packed"),
+        *("-n", str(layout.nodes * sets), "-r", str(sets), "-a", str(each)),
+        *("-c", str(each * layout.cores_per_rank)),
+        *(("-g", str(each)) if has_gpus(job) else ()),
+        *("-b", cpu_bind(job) or f"packed:{layout.cores_per_rank}"),
+        *(word for name, _ in exports(job) for word in ("-E", name)),
         *_arguments(job),
     ]
 
@@ -189,4 +235,7 @@ _LAUNCHERS: dict[str, Callable[[Job], list[str]]] = {
     "mpiexec-pals": _pals,
     "mpiexec-hydra": _hydra,
     "mpiexec-openmpi": _openmpi,
+    "pbsdsh": _pbsdsh,
+    "flux-run": _flux_run,
+    "jsrun": _jsrun,
 }

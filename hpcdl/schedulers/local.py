@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcdl.errors import SchedulerError, SiteError
-from hpcdl.schedulers.base import Job, JobState, Query, Report
+from hpcdl.errors import NoAnswerError, SchedulerError, SiteError
+from hpcdl.schedulers.base import Directive, Elements, Job, JobState, Naming, Preflight, Query, Report
 from hpcdl.shell import Completed
 
 TEMPLATE = "local.sh.j2"
+PREFIX = ""
+TIMED = False
+LIMITED = False
+EXCLUDES = False
+OWN_JOB = '"${HPCDL_JOB-}"'
+SUBMITS_FROM_JOBS = False  # nothing ends a job for its time
+ELEMENTS: Elements | None = None
+PREFLIGHT: Preflight | None = None
 
 # /proc/PID/stat is "PID (NAME) STATE PPID PGRP SESSION … STARTTIME …" (proc(5)). NAME may hold spaces,
 # parentheses and newlines, so fields are counted from the last parenthesis: STATE is 0, STARTTIME 19.
@@ -33,7 +41,15 @@ alive() {
 }
 """
 
-_SUBMIT = _FUNCTIONS + r'fields $$; echo "$$-${fields[19]}@$host"; exec bash -- "$1" >/dev/null 2>&1'
+_SUBMIT = (
+    _FUNCTIONS
+    + r"""
+fields $$
+export HPCDL_JOB="$$-${fields[19]}@$host"
+echo "$HPCDL_JOB"
+exec bash -- "$1" >/dev/null 2>&1
+"""
+)
 
 _QUERY = (
     _FUNCTIONS
@@ -54,7 +70,7 @@ if alive "$1"; then kill -s TERM -- "-${1%%-*}"; fi
 )
 
 
-def directives(job: Job) -> list[str]:
+def directives(job: Job) -> list[Directive]:
     """None: there is nobody to ask.
 
     Raises:
@@ -77,12 +93,20 @@ def submitted(result: Completed) -> str:
     """The id that the session's first process printed before it became the script.
 
     Raises:
+        NoAnswerError: nobody can tell whether it was started.
         SchedulerError: it could not be started.
     """
     words = result.stdout.split()
-    if result.exit_code or len(words) != 1:
+    if result.exit_code > 0:
         raise SchedulerError(f"the script could not be started: {result.words}")
+    if result.killed or len(words) != 1:
+        raise NoAnswerError(f"the script printed no process id: {result.words}")
     return words[0]
+
+
+def controller(_: str) -> None:
+    """Nobody: every machine knows its own processes only."""
+    return
 
 
 def cancel(job_id: str) -> list[str]:
@@ -122,3 +146,4 @@ def _elsewhere(job_id: str) -> Report:
 _REPORTS = {"alive": lambda _: Report(JobState.RUNNING), "elsewhere": _elsewhere}
 
 QUERIES: tuple[Query, ...] = (Query(_query, _parse),)
+NAMINGS: tuple[Naming, ...] = ()

@@ -9,16 +9,9 @@ from pathlib import Path
 
 from hpcdl.errors import SchedulerError
 from hpcdl.shell import run
-from hpcdl.sites.site import (
-    Device,
-    Identity,
-    Launch,
-    Links,
-    NodeType,
-    Partition,
-    Scheduler,
-    Site,
-)
+from hpcdl.sites.access import Partition, Scheduler
+from hpcdl.sites.node import Device, Links, NodeType
+from hpcdl.sites.site import Identity, Launch, Site
 from hpcdl.spec.experiment import Rendezvous
 from hpcdl.units import MIB
 
@@ -63,7 +56,12 @@ _GPUS = {
     "V100": GpuFigures({"fp32": 15.7, "fp16": 125.0}, 900.0, 150.0, 15.75),
 }
 # A GPU that is not listed is given a T4's fp32 and PCIe 3: too slow rather than too fast.
-_UNKNOWN_GPU = GpuFigures({"fp32": 8.1, "bf16": 8.1, "fp16": 8.1}, 300.0, 12.0, 15.75)
+UNKNOWN_GPU = GpuFigures({"fp32": 8.1, "bf16": 8.1, "fp16": 8.1}, 300.0, 12.0, 15.75)
+
+
+def figures(model: str) -> GpuFigures | None:
+    """The figures of a GPU that is listed; None of any other."""
+    return next((value for key, value in _GPUS.items() if key in model), None)
 
 
 def parse_gpus(text: str) -> list[Gpu]:
@@ -90,7 +88,7 @@ def describe(cores: int, memory_bytes: int, gpus: list[Gpu]) -> Site:
 
     Its queues are ``cpu`` and, where there are GPUs, ``gpu``, which is then the default.
     """
-    nodes = {"cpu": _cpu_node(cores, memory_bytes)}
+    nodes = {"cpu": cpu_node(cores, memory_bytes, max(cores, _LEAST_CPU_SLOTS))}
     if gpus:
         nodes["gpu"] = _gpu_node(cores, memory_bytes, gpus)
     return Site(
@@ -98,7 +96,7 @@ def describe(cores: int, memory_bytes: int, gpus: list[Gpu]) -> Site:
         description="this machine, without a scheduler",
         identity=Identity(
             sources={"nodes": "detected: affinity mask, physical memory, nvidia-smi"},
-            unverified=["peak_tflops", "memory_bandwidth", "links"],
+            unverified=["nodes.*.device.peak_tflops", "nodes.*.device.memory_bandwidth", "nodes.*.links"],
         ),
         scheduler=Scheduler(kind="local", poll_seconds=0.2),
         launch=Launch(launcher="fork"),
@@ -129,8 +127,8 @@ def _query_gpus() -> list[Gpu]:
     return parse_gpus(answer.stdout) if answer.exit_code == 0 else []
 
 
-def _cpu_node(cores: int, memory_bytes: int) -> NodeType:
-    slots = max(cores, _LEAST_CPU_SLOTS)
+def cpu_node(cores: int, memory_bytes: int, slots: int) -> NodeType:
+    """A node whose cores compute; ``slots`` ranks share them."""
     peak = _CPU_CORE_TFLOPS * cores / slots  # peaks are per slot, so that slots × peak is the node's
     device = Device(
         kind="cpu",
@@ -145,13 +143,13 @@ def _cpu_node(cores: int, memory_bytes: int) -> NodeType:
 
 def _gpu_node(cores: int, memory_bytes: int, gpus: list[Gpu]) -> NodeType:
     name = gpus[0].name
-    figures = next((value for key, value in _GPUS.items() if key in name), _UNKNOWN_GPU)
+    known = figures(name) or UNKNOWN_GPU
     device = Device(
         kind="gpu",
         model=name,
         memory=str(min(gpu.memory_mib for gpu in gpus) * MIB),
-        memory_bandwidth=figures.memory_bandwidth,
-        peak_tflops=figures.peak_tflops,
+        memory_bandwidth=known.memory_bandwidth,
+        peak_tflops=known.peak_tflops,
     )
-    links = Links(intra_node=figures.link, host=figures.host)
+    links = Links(intra_node=known.link, host=known.host)
     return NodeType(device=device, devices=len(gpus), cores=cores, host_memory=str(memory_bytes), links=links)

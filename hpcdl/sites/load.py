@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+from functools import reduce
 from pathlib import Path
 
 from hpcdl import resources
 from hpcdl.errors import SiteError, UsageError
 from hpcdl.sites.detect import local_site
+from hpcdl.sites.inherit import inherit
 from hpcdl.sites.site import Site
 from hpcdl.spec import load
 
 _SUFFIXES = (".yaml", ".yml")
+_PART = "_"  # a file whose name begins so is no machine, only what machines begin with
 LOCAL = "local"
 
 
@@ -21,14 +24,34 @@ def load_site(name_or_path: str) -> Site:
     Raises:
         SiteError: the name is unknown, or the file is wrong (with file:line:column).
     """
+    path = _path(name_or_path)
+    return local_site() if path is None else _read(path)
+
+
+def _path(name_or_path: str) -> Path | None:
+    """The file of a site; None for ``local``, which has none."""
     if "/" in name_or_path or name_or_path.endswith(_SUFFIXES):
-        return _read(Path(name_or_path))
+        return Path(name_or_path)
     if name_or_path == LOCAL:
-        return local_site()
+        return None
     known = available()
-    if name_or_path not in known:
+    found = known.get(name_or_path) or _other_name(name_or_path, known)
+    if found is None:
         raise SiteError(*_unknown(name_or_path, [LOCAL, *known]))
-    return _read(known[name_or_path])
+    return found
+
+
+def _other_name(name: str, known: dict[str, Path]) -> Path | None:
+    """The file of the machine that has ``name`` among its aliases."""
+    return next((path for path in known.values() if name in _aliases(path)), None)
+
+
+def _aliases(path: Path) -> list[str]:
+    """Other names of the machine in a file; none where the file is wrong, as who asks for it is told."""
+    try:
+        return _read(path).identity.aliases
+    except SiteError:
+        return []
 
 
 def available() -> dict[str, Path]:
@@ -36,16 +59,82 @@ def available() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in resources.search_path("site_configs"):
         for path in sorted(folder.iterdir()):
-            if path.suffix in _SUFFIXES:
+            if path.suffix in _SUFFIXES and not path.stem.startswith(_PART):
                 found.setdefault(path.stem, path)
     return found
 
 
-def _read(path: Path) -> Site:
+def lineage(name_or_path: str) -> list[Path]:
+    """The file that a site is read from, then all that it extends; none for ``local``.
+
+    Raises:
+        SiteError: the name is unknown, or a file is wrong.
+    """
+    path = _path(name_or_path)
     try:
-        return load.validate(load.read(path), Site)
+        return [] if path is None else _chain(path, ())
     except UsageError as error:
         raise SiteError(error.message, error.hint) from None
+
+
+def hidden(path: Path) -> list[Path]:
+    """Further files of the same name along the search path, which ``path`` hides."""
+    found = [
+        folder / f"{path.stem}{suffix}"
+        for folder in resources.search_path("site_configs")
+        for suffix in _SUFFIXES
+    ]
+    files = [file for file in found if file.is_file()]
+    here = [file.resolve() for file in files]
+    return files[here.index(path.resolve()) + 1 :] if path.resolve() in here else []
+
+
+def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
+    bases = _extended(load.read(path), path, seen)
+    return [path, *(file for base in bases for file in _chain(base, (*seen, path.resolve())))]
+
+
+def _read(path: Path) -> Site:
+    try:
+        document = _document(path, ())
+        return load.validate(document, Site).read_at(document.places)
+    except UsageError as error:
+        raise SiteError(error.message, error.hint) from None
+
+
+def _document(path: Path, seen: tuple[Path, ...]) -> load.Document:
+    """A file's content on top of what it extends."""
+    document = load.read(path)
+    bases = [_document(base, (*seen, path.resolve())) for base in _extended(document, path, seen)]
+    return reduce(inherit, [*bases, document])
+
+
+def _extended(document: load.Document, path: Path, seen: tuple[Path, ...]) -> list[Path]:
+    """The files that ``document``, read from ``path``, extends."""
+    given = document.content.get("extends") if isinstance(document.content, dict) else None
+    names = given if isinstance(given, list) else [] if given is None else [given]
+    bases = [_base(str(name), path) for name in names]
+    for name, base in zip(names, bases, strict=True):
+        if base is None or base in seen:
+            close = difflib.get_close_matches(str(name), available(), n=1)
+            advice = f"; did you mean {close[0]!r}?" if close else ""
+            why = "extends this file in its turn" if base else f"is not among the site files{advice}"
+            raise SiteError(
+                f"{document.place(('extends',))}: {name!r} {why}",
+                "name a site, or a file that begins with _, from the folders of site files; without .yaml",
+            )
+    return [base for base in bases if base is not None]
+
+
+def _base(name: str, path: Path) -> Path | None:
+    """The file that ``extends: name`` in ``path`` means: beside it first, then as sites are looked for.
+
+    Never ``path`` itself: a user's own file may extend the bundled one of its name.
+    """
+    folders = [path.parent, *resources.search_path("site_configs")]
+    candidates = [folder / f"{name}{suffix}" for folder in folders for suffix in _SUFFIXES]
+    files = [file.resolve() for file in candidates if file.is_file()]
+    return next((file for file in files if file != path.resolve()), None)
 
 
 def _unknown(name: str, known: list[str]) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from hpcdl.sites.site import Device
+from hpcdl.sites.node import Device
 from hpcdl.spec.frozen import Frozen
 from hpcdl.spec.load import read, validate
 
@@ -58,7 +58,7 @@ class Profile(Frozen):
         0.0, ge=0, description="what the communication library takes for each group with collectives"
     )
     source: str
-    date: str = Field(pattern=r"\d{4}-\d{2}(-\d{2})?")
+    date: str = Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")
 
 
 # The six numbers of products, memory, scores, launches, host and step: fitted to half of vTrain's A100 step
