@@ -6,14 +6,19 @@ without its newline is still being written and is left for the next read.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from io import FileIO
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 Record = TypeVar("Record", "StepRecord", "RunEvent")
+
+_TAIL_BYTES = 2048  # holds the last record of a usual file
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class StepRecord:
     memory_peak: int | None = None  # bytes since the process began: of CUDA tensors, or resident on a CPU
     seconds: dict[str, float] = field(default_factory=dict)  # where step_seconds went on this rank
     validation_loss: float | None = None  # on held-out sequences, in steps that end with an evaluation
+    attempt: int = 0  # whose step it was; 0 where that is not known
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,39 @@ class RunEvent:
 
 
 @dataclass(frozen=True)
+class Heartbeat:
+    """A sign of life of one rank. Seconds are of its own clock, so no clocks of two hosts are compared."""
+
+    rank: int
+    host: str
+    beat: int  # counts up: who finds it unchanged for long has seen no sign of life
+    step: int  # the last one that it finished
+    phase: str  # of a step, such as data; start before the first step, between where no phase is open
+    at: str  # the operation within; may be empty
+    waiting: bool  # that operation needs other ranks
+    moves: int  # operations finished so far
+    still: float  # seconds since the last one
+    patience: float | None  # for how many it may stand still there; None: for ever
+    place: str = ""  # in the code
+
+    @property
+    def where(self) -> str:
+        """What it is at, in words."""
+        parts = [f"after step {self.step}" if self.step else "before its first step", self.phase, self.at]
+        told = ", ".join(part for part in parts if part)
+        return f"{told}, at {self.place}" if self.place else told
+
+
+@dataclass(frozen=True)
+class Blamed:
+    """A rank whose peers ended for want of it; it may be unable to leave a record itself."""
+
+    rank: int
+    host: str
+    reason: str  # one line
+
+
+@dataclass(frozen=True)
 class ExitRecord:
     """How one rank ended."""
 
@@ -57,22 +96,84 @@ class ExitRecord:
     signal: int | None = None
     exception: str | None = None  # class name
     reason: str | None = None  # one line
+    blamed: Blamed | None = None  # whom it waited for in vain
 
 
 def append(path: Path, record: StepRecord | RunEvent) -> None:
-    """Append ``record`` to the JSONL file ``path`` as one line, in one write."""
-    line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=True) + "\n"
-    with path.open("ab", buffering=0) as file:
-        file.write(line.encode())
+    """Append ``record`` to the JSONL file ``path`` as one line, in one write.
+
+    Raises:
+        OSError: it cannot be written, or not whole.
+    """
+    line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=True).encode() + b"\n"
+    with path.open("a+b", buffering=0) as file:
+        if _is_torn(file):
+            line = b"\n" + line
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, "only a part of a line could be written")
+
+
+def _is_torn(file: FileIO) -> bool:
+    """Whether the last line is half a line, of a writer that died: the next would become part of it."""
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        return False
+    file.seek(size - 1)
+    return file.read(1) != b"\n"
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to be read.
+
+    Raises:
+        FileNotFoundError: there is none, or something else in its place: a FIFO would hold up whoever opens
+            it, and let go who waits at its other end.
+        OSError: it cannot be read.
+    """
+    if path.is_file():
+        return path.open("rb")
+    reason = "not a regular file" if path.exists() else os.strerror(errno.ENOENT)
+    raise FileNotFoundError(errno.ENOENT, reason, str(path))
 
 
 def read(path: Path, kind: type[Record]) -> list[Record]:
     """All complete records of ``path``; none if it does not exist yet."""
     try:
-        content = path.read_bytes()
+        with open_file(path) as file:
+            return list(parse(file.read(), kind))
     except FileNotFoundError:
         return []
-    return list(parse(content, kind))
+
+
+def read_tail(path: Path, kind: type[Record], size: int) -> list[Record]:
+    """The complete records in the last ``size`` bytes of ``path``; none if it cannot be read."""
+    try:
+        with open_file(path) as file:
+            start = max(0, file.seek(0, os.SEEK_END) - size)
+            file.seek(start)
+            if start:
+                file.readline()  # the rest of one that began earlier
+            return list(parse(file.read(), kind))
+    except OSError:
+        return []
+
+
+def read_last(path: Path, kind: type[Record]) -> Record | None:
+    """The last complete record of ``path``, reading little more of it; None if there is none to be read."""
+    try:
+        with open_file(path) as file:
+            size, span = file.seek(0, os.SEEK_END), _TAIL_BYTES
+            while True:
+                start = file.seek(max(0, size - span))
+                lines = file.read(size - start).splitlines(keepends=True)
+                # The first of them may have begun earlier.
+                found = (parse(line, kind) for line in reversed(lines if start == 0 else lines[1:]))
+                newest = next(chain.from_iterable(found), None)
+                if newest is not None or start == 0:
+                    return newest
+                span *= 4
+    except OSError:
+        return None
 
 
 def parse(content: bytes, kind: type[Record]) -> Iterator[Record]:
@@ -106,7 +207,27 @@ def read_exits(folder: Path) -> list[ExitRecord]:
     records = []
     for path in sorted(folder.glob("rank-*.json")):
         try:
-            records.append(ExitRecord(**json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError, OSError):
+            told = _load(path)
+            blamed = told.get("blamed")
+            records.append(ExitRecord(**told | {"blamed": blamed and Blamed(**blamed)}))
+        except (ValueError, TypeError, AttributeError, OSError):
             continue
     return records
+
+
+def write_heartbeat(path: Path, heartbeat: Heartbeat) -> None:
+    """Write one sign of life, atomically."""
+    write_whole(path, json.dumps(asdict(heartbeat), ensure_ascii=False) + "\n")
+
+
+def read_heartbeat(path: Path) -> Heartbeat | None:
+    """The newest sign of life; None if there is none that can be read."""
+    try:
+        return Heartbeat(**_load(path))
+    except (ValueError, TypeError, OSError):
+        return None
+
+
+def _load(path: Path) -> Any:
+    with open_file(path) as file:
+        return json.load(file)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from hpcdl.run_folder import RunFolder
-from hpcdl.telemetry import StepRecord, read
+from hpcdl.telemetry import StepRecord, read, read_last, read_tail
 
 # What step records name apart and a person reads together; everything else is communication.
 _ALONE = ("compute", "optimizer", "idle", "other")
+_TAIL_BYTES = 32 * 1024  # of a file: some fifty steps
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,46 @@ class Progress:
 
 
 def steps(folder: RunFolder, rank: int = 0) -> list[StepRecord]:
-    """The step records of one rank, a repeated step (after a restart) as it ran last."""
-    latest = {record.step: record for record in read(folder.rank_metrics(rank), StepRecord)}
-    return [latest[step] for step in sorted(latest)]
+    """The step records of one rank, as they led to where it stands.
+
+    Steps after the checkpoint from which a run went on are left out: they are repeated.
+    """
+    kept: list[StepRecord] = []
+    extend(kept, read(folder.rank_metrics(rank), StepRecord))
+    return kept
 
 
-def progress(records: list[StepRecord]) -> Progress:
-    """What step records amount to. The first step is left out of the rate: it warms up."""
+def extend(kept: list[StepRecord], records: Iterable[StepRecord]) -> None:
+    """Add later records to those of ``steps``; a step that was there before takes back what followed it."""
+    for record in records:
+        while kept and kept[-1].step >= record.step:
+            kept.pop()
+        kept.append(record)
+
+
+def lately(folder: RunFolder, rank: int = 0) -> list[StepRecord]:
+    """The newest of ``steps``, those of one attempt, from the end of the file: it may be looked at often."""
+    kept: list[StepRecord] = []
+    extend(kept, read_tail(folder.rank_metrics(rank), StepRecord, _TAIL_BYTES))
+    return [record for record in kept if record.attempt == kept[-1].attempt]
+
+
+def newest(folder: RunFolder, rank: int = 0) -> StepRecord | None:
+    """The last of ``steps``, without reading the others; None before the first step."""
+    return read_last(folder.rank_metrics(rank), StepRecord)
+
+
+def progress(records: list[StepRecord], since: int = 0) -> Progress:
+    """What step records amount to. The first step is left out of the rate: it warms up.
+
+    Args:
+        records: of one rank.
+        since: an attempt; the rate is that of its steps and later ones, where there are any.
+    """
     if not records:
         return Progress()
-    warm = records[1:] or records
+    fresh = [record for record in records if record.attempt >= since] or records
+    warm = fresh[1:] or fresh
     evaluated = [record.validation_loss for record in records if record.validation_loss is not None]
     return Progress(
         step=records[-1].step,
