@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from hpcdl.engine.ending import Ending
 from hpcdl.engine.ranks import discover, own_rank
+from hpcdl.engine.variables import own_place
 from hpcdl.errors import EngineError, HpcdlError
 from hpcdl.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from hpcdl.spec.experiment import ResolvedRun
+    from hpcdl.spec.reading import AnyRun
 
 
 def main() -> None:
@@ -26,9 +29,10 @@ def main() -> None:
         _redirect_output(folder.rank_log(attempt, rank))
     except HpcdlError as error:
         sys.exit(f"error: {error.message}\n  {error.hint}")
+    faulthandler.enable()  # a crash in native code leaves the stack of every thread in the log
     ending = Ending(folder.rank_exit(attempt, rank), rank)
     ending.watch_sigterm()
-    ending.guard(lambda: _train(folder, attempt))
+    ending.guard(lambda: _work(folder, attempt, ending))
 
 
 def _attempt() -> int:
@@ -56,20 +60,33 @@ def _redirect_output(log: Path) -> None:
     os.close(target)
 
 
-def _train(folder: RunFolder, attempt: int) -> None:
-    # Imported late: torch takes seconds, and whatever it complains about belongs in the log.
+def _work(folder: RunFolder, attempt: int, ending: Ending) -> None:
+    from hpcdl.spec.command import CommandRun
+
     run = _resolved(folder)
+    if isinstance(run, CommandRun):
+        from hpcdl.engine.command import run_command
+
+        run_command(run, folder, attempt, discover(os.environ, run.layout.ranks))
+    else:
+        _train(run, folder, attempt, ending)
+
+
+def _train(run: ResolvedRun, folder: RunFolder, attempt: int, ending: Ending) -> None:
     place = discover(os.environ, run.decomposition.ranks)
+    for name, value in own_place(place, run.layout).items():
+        os.environ.setdefault(name, value)  # for models of the user's own
+    # Imported late: torch takes seconds, and whatever it complains about belongs in the log.
     from hpcdl.engine.train import train
 
-    train(run, folder, attempt, place)
+    train(run, folder, attempt, place, ending.fail)
 
 
-def _resolved(folder: RunFolder) -> ResolvedRun:
-    from hpcdl.spec.experiment import ResolvedRun
+def _resolved(folder: RunFolder) -> AnyRun:
+    from hpcdl.spec import reading
 
     try:
-        return ResolvedRun.model_validate_json(folder.resolved.read_text(encoding="utf-8"))
+        return reading.run(folder.resolved.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EngineError(
             f"{folder.resolved} cannot be used: {error}",

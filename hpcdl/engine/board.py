@@ -11,7 +11,7 @@ from typing import Any
 from hpcdl.errors import EngineError
 from hpcdl.telemetry import StepRecord
 
-_NOT_CURVES = ("step", "time", "tokens")
+_NOT_CURVES = ("step", "time", "tokens", "attempt")
 
 
 def check_tensorboard() -> None:

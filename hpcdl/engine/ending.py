@@ -24,15 +24,26 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from hpcdl.engine.log import quote, say
 from hpcdl.engine.ranks import host_name, started_by_mpich
 from hpcdl.errors import HpcdlError
-from hpcdl.telemetry import ExitRecord, write_exit
+from hpcdl.telemetry import Blamed, ExitRecord, write_exit
 
 _REASON_LENGTH = 300
 _LONGEST_EXIT_SECONDS = 30  # then the stacks of all threads go to the log
+
+
+class Ended(Exception):  # noqa: N818 - no failure of this process
+    """A program that ran in this rank's place is over, otherwise than well."""
+
+    def __init__(self, code: int, signal_number: int | None, reason: str, when: float) -> None:
+        super().__init__(reason)
+        self.code, self.signal, self.reason, self.when = code, signal_number, reason, when
 
 
 class Ending:
@@ -54,8 +65,8 @@ class Ending:
     def _await_sigterm(self, pipe: int) -> None:
         while os.read(pipe, 1)[0] != signal.SIGTERM:
             pass  # another signal with a handler of its own
-        print("terminated by SIGTERM", flush=True)  # noqa: T201 - the log
-        self._end(128 + signal.SIGTERM, signal_number=signal.SIGTERM, reason="terminated by SIGTERM")
+        say("terminated by SIGTERM")
+        self._end(128 + signal.SIGTERM, signal=signal.SIGTERM, reason="terminated by SIGTERM")
 
     def guard(self, work: Callable[[], None]) -> NoReturn:
         """Do ``work`` and end this process with its outcome."""
@@ -64,35 +75,42 @@ class Ending:
         except SystemExit as asked:
             code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
             self._end(code, reason=None if code == 0 else f"exit code {code}")
+        except Ended as end:
+            quote(end.reason)
+            self._end(end.code, time=end.when, signal=end.signal, reason=end.reason[:_REASON_LENGTH])
         except BaseException as error:  # noqa: BLE001 - whatever it was, it ends here and is recorded
-            self._fail(error)
+            self.fail(error)
         self._end(0)
 
-    def _fail(self, error: BaseException) -> NoReturn:
-        when = time.time()
-        if isinstance(error, HpcdlError):
-            print(f"error: {error.message}", file=sys.stderr)  # noqa: T201 - the log
-            if error.hint:
-                print(f"  {error.hint}", file=sys.stderr)  # noqa: T201
-        else:
-            traceback.print_exception(error)
-        reason = (str(error).strip().splitlines() or [""])[0][:_REASON_LENGTH]
-        self._end(1, when=when, exception=type(error).__name__, reason=reason)
+    def fail(self, error: BaseException, blamed: Blamed | None = None) -> NoReturn:
+        """End this process for ``error``; any thread may call it.
 
-    def _end(
-        self, code: int, *, when: float | None = None, signal_number: int | None = None,
-        exception: str | None = None, reason: str | None = None,
-    ) -> NoReturn:  # fmt: skip
+        Args:
+            error: told in the log, and in one line in the record.
+            blamed: the rank that was waited for in vain, if it is known.
+        """
+        when = time.time()
+        say(f"ended by {type(error).__name__}")
+        if isinstance(error, HpcdlError):
+            quote(f"error: {error.message}")
+            if error.hint:
+                quote(f"  {error.hint}")
+        else:
+            quote("".join(traceback.format_exception(error)).rstrip("\n"))
+        reason = (str(error).strip().splitlines() or [""])[0][:_REASON_LENGTH]
+        self._end(1, time=when, exception=type(error).__name__, reason=reason, blamed=blamed)
+
+    def _end(self, code: int, **told: Any) -> NoReturn:
+        """Leave with ``code`` and a record of what is ``told``, by the names of its fields."""
         self._decided.acquire()  # never released: a second ender waits until the first has left
-        record = ExitRecord(
-            self._rank, host_name(), when or time.time(), code, signal_number, exception, reason
-        )
+        record = ExitRecord(self._rank, host_name(), time.time(), code)
         try:
-            write_exit(self._record, record)
+            write_exit(self._record, replace(record, **told))
         except OSError as error:
-            print(f"cannot write {self._record}: {error}", file=sys.stderr)  # noqa: T201
-        sys.stdout.flush()
-        sys.stderr.flush()
+            quote(f"cannot write {self._record}: {error}")
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         if code == 0 and "mpi4py.MPI" in sys.modules and started_by_mpich(os.environ):
             faulthandler.dump_traceback_later(_LONGEST_EXIT_SECONDS, exit=True)
             sys.exit(0)

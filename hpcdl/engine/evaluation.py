@@ -20,6 +20,6 @@ class Evaluates(Protocol):
 def mean_loss(learner: Evaluates, pieces: Sequence[Portion]) -> float:
     """Mean loss a counted target over all ``pieces``; called by every rank with its share of each."""
     losses = [
-        learner.evaluate(piece.inputs_BL, piece.targets_BL, piece.size) * piece.size for piece in pieces
+        learner.evaluate(piece.inputs_BL, piece.targets_BL, piece.taken) * piece.counted for piece in pieces
     ]
     return sum(losses) / sum(piece.counted for piece in pieces)

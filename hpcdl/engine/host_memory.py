@@ -10,6 +10,7 @@ import weakref
 
 import torch
 
+from hpcdl.engine.log import say
 from hpcdl.units import format_bytes
 
 
@@ -66,11 +67,10 @@ class HostMemory:
             self._page_locked = False
             size = format_bytes(dtype.itemsize * torch.Size(shape).numel())
             reason = str(error).splitlines()[0]
-            print(  # noqa: T201 - the log
+            say(
                 f"warning: the system gives no more page-locked memory ({size} asked, "
                 f"{format_bytes(self.held)} held: {reason}); copies to and from the device will be slower "
                 "and will not run beside computation. Raise the limit of locked memory (ulimit -l, or the "
-                "site's job settings)",
-                flush=True,
+                "site's job settings)"
             )
             return None

@@ -17,6 +17,7 @@ from hpcdl.engine.checkpoint.starting import start_from
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.pruning import Pruner
 from hpcdl.engine.sparse.kept import Kept
+from hpcdl.errors import EngineError
 from hpcdl.spec.experiment import Experiment
 
 
@@ -59,7 +60,8 @@ class Keeper:
         if settings.every and learner.topology.rank == 0:
             prepare(checkpoints)
         attempt = world.agree(secrets.randbits(31), learner.device)
-        self._saver = Saver(Desk(checkpoints, attempt, settings.keep), learner.topology, settings, report)
+        self._desk = Desk(checkpoints, attempt, settings.keep)
+        self._saver = Saver(self._desk, learner.topology, settings, report, learner.timeline)
 
     def save(self, progress: Progress) -> None:
         """Begin a checkpoint of the learner as it is now; it may go on at once."""
@@ -76,6 +78,19 @@ class Keeper:
     def join(self) -> None:
         """Return when the last checkpoint has come to an end, good or bad; on rank 0 that of all ranks."""
         self._saver.join()
+
+    def check_saved(self) -> None:
+        """Refuse to end well, on rank 0, where the last checkpoint has failed.
+
+        Raises:
+            EngineError: what was trained since the one before it would be lost in silence.
+        """
+        failed = self._saver.failed
+        if failed is not None:
+            raise EngineError(
+                f"the last checkpoint could not be written: rank {failed.rank}: {failed.reason}",
+                "make room, or mend the file system; hpcdl resume goes on from the checkpoint before",
+            )
 
     def restore(self) -> Progress:
         """Bring the learner to where the newest sound checkpoint left it, else to the weights to start from.
@@ -96,6 +111,7 @@ class Keeper:
 
     def _go_on(self, found: Chosen) -> Progress:
         learner, model, manifest = self._learner, self._experiment.model, found.manifest
+        self._desk.damaged.update(found.damaged)
         refuse_other_model(str(found.folder), manifest.shapes(), learner.shapes)
         refuse_other_meaning(str(found.folder), manifest.model, model)
         if manifest.pruned:

@@ -54,13 +54,13 @@ class Learner:
         numerics = Numerics(_DTYPES[training.precision], device, training.seed, overlap)
         self.stage = build_stage(model, self.topology, self.groups, numerics)
         self._sizes = Cut(training.bucket_mib, training.buckets_per_chunk, sharded=decomposition.zero == 1)
-        self._timeline = timeline or Timeline()
+        self.timeline = timeline or Timeline()
         self._experiment = experiment
         offload = decomposition.offload
         self._thrift = Thrift(None if offload == "none" else numerics.host, matrices=offload == "parameters")
         self._made_flat: Flat | None = None
         self._made_update: Update | None = None
-        self._seat = Seat(transport, self.topology, self.groups.team, self._timeline)
+        self._seat = Seat(transport, self.topology, self.groups.team, self.timeline)
         self._dtype = numerics.dtype
         self.device = device
         own = self.stage.shapes if isinstance(self.stage, OwnModel) else None
@@ -78,7 +78,7 @@ class Learner:
     def _update(self) -> Update:
         if self._made_update is None:
             groups, flat = self.groups, self._flat
-            self._made_update = Update(self._experiment, flat, self.topology, groups, self._timeline)
+            self._made_update = Update(self._experiment, flat, self.topology, groups, self.timeline)
         return self._made_update
 
     @property
@@ -101,30 +101,28 @@ class Learner:
 
     def step(
         self,
-        step: int,
+        step: Step,
         inputs_BL: torch.Tensor,
         targets_BL: torch.Tensor,
-        learning_rate: float,
         counted: int | None = None,
     ) -> Outcome:
         """Train on this rank's share of one batch.
 
         Args:
-            step: the first is 1.
+            step: which one, the first is 1, and how far it goes.
             inputs_BL: tokens.
             targets_BL: the token after each; a negative one is ignored.
-            learning_rate: of this step.
             counted: targets of the whole batch that are not ignored; all if not given.
 
         Raises:
             EngineError: the loss or the gradient is not a finite number; the weights may then be lost.
         """
-        batch = self._cut(inputs_BL, targets_BL, step, counted)
+        batch = self._cut(inputs_BL, targets_BL, step.number, counted)
         self.gradients.begin(batch.microbatches)
-        with self._timeline.span(PHASE, "pipeline"):
+        with self.timeline.span(PHASE, "pipeline"):
             loss = Pass(self._seat, self.stage, batch).run() / self._update.loss_scale
-        with self._timeline.span(PHASE, "update"):
-            return self._update.make(Step(step, learning_rate), loss)
+        with self.timeline.span(PHASE, "update"):
+            return self._update.make(step, loss)
 
     def evaluate(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, size: int | None = None) -> float:
         """Mean loss a target over a batch of which every shard has equally many rows; nothing is learned.
@@ -132,12 +130,13 @@ class Learner:
         Args:
             inputs_BL: as in a step.
             targets_BL: as in a step.
-            size: targets of the whole batch, ignored or not; as many as there are numbers if not given.
+            size: what the sum is divided by; as many as there are targets, ignored or not, if not given.
         """
         loss = Pass(self._seat, self.stage, self._cut(inputs_BL, targets_BL, None, size)).run()
         total = loss.double() if self.topology.reports_loss else torch.zeros_like(loss).double()
         self.groups.world.all_reduce(total).wait()
-        return float(total.item())
+        with self.timeline.waiting("agreement"):
+            return float(total.item())
 
     def _cut(
         self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, step: int | None, counted: int | None = None

@@ -6,11 +6,11 @@ import resource
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from hpcdl.engine.board import Board
+from hpcdl.engine.log import say
 from hpcdl.engine.ranks import Place
 from hpcdl.engine.timeline import (
     ALL_GATHER,
@@ -26,9 +26,17 @@ from hpcdl.run_folder import RunFolder
 from hpcdl.spec.entry import EntryModel
 from hpcdl.spec.experiment import ResolvedRun
 from hpcdl.telemetry import RunEvent, StepRecord, append
+from hpcdl.units import format_count
 
 _SPENT_ON = (COMPUTE, OPTIMIZER, ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, BROADCAST, P2P, IDLE)
 _KIB = 1024
+
+
+class Listener(Protocol):
+    """Wants to know of every step."""
+
+    def step(self, record: StepRecord) -> None:
+        """One more is done."""
 
 
 class Recorder:
@@ -38,32 +46,34 @@ class Recorder:
         folder: of the run.
         attempt: which one this is.
         place: this rank.
-        board: also gets the step records, if given.
     """
 
-    def __init__(self, folder: RunFolder, attempt: int, place: Place, board: Board | None = None) -> None:
+    def __init__(self, folder: RunFolder, attempt: int, place: Place) -> None:
         self._metrics = folder.rank_metrics(place.rank)
         self._events = folder.engine_events if place.rank == 0 else None
-        self._attempt = attempt
-        self._board = board
+        self.attempt = attempt
+        self._listeners: tuple[Listener, ...] = ()
         self._metrics.parent.mkdir(parents=True, exist_ok=True)
+
+    def tell(self, *listeners: Listener) -> None:
+        """From here on these get every step record too."""
+        self._listeners = listeners
 
     def step(self, record: StepRecord) -> None:
         """Keep one step, and say it in a line of the log."""
         append(self._metrics, record)
-        if self._board is not None:
-            self._board.step(record)
-        print(  # noqa: T201 - standard output is this rank's log
-            f"{time.strftime('%H:%M:%S')} step {record.step} loss {record.loss:.4f} "
-            f"grad norm {record.grad_norm:.3f} lr {record.learning_rate:.2e} "
-            f"{record.tokens_per_second:.0f} tokens/s{_validation(record)}",
-            flush=True,
+        for listener in self._listeners:
+            listener.step(record)
+        say(
+            f"step {record.step} loss {record.loss:.4f} grad norm {record.grad_norm:.3f} "
+            f"lr {record.learning_rate:.2e} {format_count(record.tokens_per_second)} tokens/s"
+            f"{_validation(record)}"
         )
 
     def event(self, kind: str, **detail: Any) -> None:
         """Keep one event of the run; ranks other than 0 leave that to rank 0."""
         if self._events is not None:
-            append(self._events, RunEvent(kind, time.time(), self._attempt, detail))
+            append(self._events, RunEvent(kind, time.time(), self.attempt, detail))
 
 
 def _validation(record: StepRecord) -> str:

@@ -1,17 +1,16 @@
-"""Opening the door to the other ranks: they meet, start the runtimes asked for, and see them add."""
+"""Opening the door to the other ranks: they start the runtimes asked for, and then see them add."""
 
 from __future__ import annotations
 
 import faulthandler
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch.distributed.distributed_c10d import Store
 
 from hpcdl.engine.ranks import Place
-from hpcdl.engine.rendezvous import meet
+from hpcdl.engine.timeline import Timeline
 from hpcdl.engine.transport.base import Transport
 from hpcdl.engine.transport.dist import DistTransport
 from hpcdl.engine.transport.host import Direct, Staged
@@ -25,29 +24,43 @@ _ALWAYS = (torch.float32, torch.float64)
 _COMPUTED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def open_transport(run: ResolvedRun, place: Place, device: torch.device, meeting: Path) -> Transport:
-    """The door to the other ranks, as the experiment asks for it.
+def open_runtimes(run: ResolvedRun, place: Place, device: torch.device, store: Store) -> dict[str, Transport]:
+    """What reaches the other ranks, as the experiment asks for it, by name.
 
-    All ranks meet first, whatever the runtime: MPI would wait for a missing one in silence, for ever.
+    All ranks have met first, whatever the runtime: MPI would wait for a missing one in silence, for ever.
 
     Args:
         run: what is asked for.
         place: this rank.
         device: where it computes.
-        meeting: the file by which the ranks find each other.
+        store: where they met.
 
     Raises:
-        EngineError: ranks that never came, or a runtime that does not do what it should.
+        EngineError: a runtime that cannot be started as it should.
     """
-    store = meet(place, run.rendezvous, meeting)
-    transport = run.experiment.communication.transport
-    runtimes = {name: _OPEN[name](run, place, device, store) for name in _RUNTIMES[transport]}
-    dtypes = (*_ALWAYS, _COMPUTED[run.experiment.training.precision])
-    for runtime in runtimes.values():
-        prove(runtime, place.world_size, dtypes, device)
+    asked = run.experiment.communication.transport
+    return {name: _OPEN[name](run, place, device, store) for name in _RUNTIMES[asked]}
+
+
+def through(runtimes: Mapping[str, Transport]) -> Transport:
+    """The one door through all of them."""
     if len(runtimes) == 1:
-        return runtimes[transport]
-    return Routed(runtimes, split(messages="mpi", collectives="dist"))
+        return next(iter(runtimes.values()))
+    return Routed(dict(runtimes), split(messages="mpi", collectives="dist"))
+
+
+def prove_all(
+    runtimes: Iterable[Transport], run: ResolvedRun, device: torch.device, timeline: Timeline
+) -> None:
+    """Let each of ``runtimes`` add over all ranks, for the first time.
+
+    Raises:
+        EngineError: one does not do what it should.
+    """
+    dtypes = (*_ALWAYS, _COMPUTED[run.experiment.training.precision])
+    for runtime in runtimes:
+        with timeline.waiting("adding over all ranks"):
+            prove(runtime, run.decomposition.ranks, dtypes, device)
 
 
 def _open_dist(run: ResolvedRun, place: Place, device: torch.device, store: Store) -> Transport:

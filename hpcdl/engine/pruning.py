@@ -15,6 +15,7 @@ import torch
 from hpcdl.engine.checkpoint.choosing import Chosen
 from hpcdl.engine.checkpoint.restoring import Target, fill, whole_of
 from hpcdl.engine.learner import Learner
+from hpcdl.engine.log import say
 from hpcdl.engine.sparse.kept import Kept
 from hpcdl.engine.sparse.masks import largest_of_each, prunable, refuse_width
 from hpcdl.engine.sparse.schedule import due, missed, sparsity_after
@@ -53,7 +54,7 @@ class Pruner:
             for held in self._held:
                 refuse_width(held.name, held.sharding.block_shape(learner.topology)[1], settings.pattern)
         if settings.sparsity < BREAK_EVEN and learner.topology.rank == 0:
-            print(_warning(settings.sparsity), flush=True)  # noqa: T201 - the log
+            say(_warning(settings.sparsity))
 
     def parts(self) -> list[Part]:
         """What must be kept of the learner, with the masks that the search for a ticket remembers."""
@@ -105,7 +106,7 @@ class Pruner:
         self._tickets = Tickets(self._settings.masks)
         self._report("pruned", step=step, sparsity=sparsity)
         if self._learner.topology.rank == 0:
-            print(f"pruned after step {step}: sparsity {sparsity:.4f}", flush=True)  # noqa: T201 - the log
+            say(f"pruned after step {step}: sparsity {sparsity:.4f}")
 
     def _found(self, step: int, masks: Mapping[str, torch.Tensor]) -> bool:
         """Whether the early-bird ticket is found, now that ``masks`` were drawn."""

@@ -29,14 +29,17 @@ class _Names:
 
 
 # The first row whose rank and local rank are both set wins. An explicit RANK beats what a launcher
-# set. Slurm stands last: mpiexec inside an allocation hands Slurm's variables of the process that
-# started it down to every rank, and srun --mpi=pmi2 sets PMI_RANK without a local rank.
+# set. Flux stands before whatever may have started its own brokers, whose variables every rank inherits;
+# its own it keeps from batch scripts. Slurm stands last: mpiexec inside an allocation hands Slurm's
+# variables of the process that started it down to every rank, and srun --mpi=pmi2 sets PMI_RANK without
+# a local rank.
 _LAUNCHERS = (
     _Names("the environment", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    _Names("flux run", "FLUX_TASK_RANK", "FLUX_TASK_LOCAL_ID", "FLUX_JOB_SIZE"),
     _Names("Open MPI mpiexec", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
     _Names("PALS mpiexec", "PALS_RANKID", "PALS_LOCAL_RANKID", "PMI_SIZE"),
     _Names("MPICH mpiexec", "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),
-    _Names("flux run", "FLUX_TASK_RANK", "FLUX_TASK_LOCAL_ID", "FLUX_JOB_SIZE"),
+    _Names("jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_SIZE"),
     _Names("srun", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
 )
 

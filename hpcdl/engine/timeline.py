@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +24,12 @@ REDUCE_SCATTER = "reduce_scatter"
 BROADCAST = "broadcast"
 P2P = "p2p"
 BARRIER = "barrier"
+WAITING = frozenset({IDLE, ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, BROADCAST, P2P, BARRIER})
+"""Categories of what only ends when other ranks do their part."""
+
+
+At = tuple[str, str, Mapping[str, int]]
+"""What a rank is at: category, name and facts."""
 
 
 class Clock(Protocol):
@@ -78,23 +85,23 @@ class Taken(NamedTuple):
 class _Open:
     """A span under way."""
 
-    __slots__ = ("_category", "_facts", "_name", "_start", "_timeline")
+    __slots__ = ("_at", "_start", "_timeline")
 
-    def __init__(self, timeline: Timeline, category: str, name: str, facts: Mapping[str, int]) -> None:
+    def __init__(self, timeline: Timeline, at: At) -> None:
         self._timeline = timeline
-        self._category = category
-        self._name = name
-        self._facts = facts
+        self._at = at
 
     def __enter__(self) -> None:
-        self._timeline.depth += 1
+        self._timeline.opened.append(self._at)
         self._start = self._timeline.mark()
 
     def __exit__(self, *_: object) -> None:
         timeline = self._timeline
         end = timeline.mark()
-        timeline.depth -= 1
-        timeline.closed.append((self._category, self._name, self._start, end, timeline.depth, self._facts))
+        timeline.opened.pop()
+        timeline.moves += 1
+        category, name, facts = self._at
+        timeline.closed.append((category, name, self._start, end, len(timeline.opened), facts))
 
 
 class Timeline:
@@ -107,13 +114,24 @@ class Timeline:
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or HostClock()
         self.mark = self._clock.mark
-        self.depth = 0
+        self.opened: list[At] = []  # what the rank is at, the innermost last; another thread may look
+        self.moves = 0  # how many spans were ever closed
         self.closed: list[tuple[Any, ...]] = []
         self._flown: list[tuple[Any, ...]] = []
 
     def span(self, category: str, name: str, **facts: int) -> _Open:
         """Time what happens inside; ``facts`` go into the trace."""
-        return _Open(self, category, name, facts)
+        return _Open(self, (category, name, facts))
+
+    @contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """Say that the rank may wait for others in here; its account has nothing of it."""
+        self.opened.append((IDLE, name, {}))
+        try:
+            yield
+        finally:
+            self.opened.pop()
+            self.moves += 1
 
     def landed(self, category: str, name: str, start: Any, facts: Mapping[str, int]) -> None:
         """An operation that was started at the mark ``start`` is finished. It may lie across spans."""
@@ -127,7 +145,8 @@ class Timeline:
 
     def take(self) -> Taken:
         """Everything since the last call; called where no span is open."""
-        self._clock.settle()
+        with self.waiting("device"):  # it is done when all that it waits for has come
+            self._clock.settle()
         taken = Taken(self._spans(self.closed), self._spans(self._flown))
         self.closed.clear()
         self._flown.clear()

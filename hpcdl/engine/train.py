@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch.distributed.distributed_c10d import Store
 
 from hpcdl.engine.board import Board, check_tensorboard
 from hpcdl.engine.census import census
@@ -19,15 +20,22 @@ from hpcdl.engine.evaluation import mean_loss
 from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.metrics import Meter, Recorder
-from hpcdl.engine.opening import open_transport
+from hpcdl.engine.opening import open_runtimes, prove_all, through
 from hpcdl.engine.optim.schedule import learning_rate
+from hpcdl.engine.post import Post
+from hpcdl.engine.preflight.checking import Preflight, Subject
+from hpcdl.engine.preflight.recording import noting_suspects
 from hpcdl.engine.pruning import Pruner
+from hpcdl.engine.pulse import Pulse
 from hpcdl.engine.ranks import Place
+from hpcdl.engine.rendezvous import meet
+from hpcdl.engine.request import Request
 from hpcdl.engine.timeline import PHASE, Timeline, seconds_by_category
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.trace import Tracer
 from hpcdl.engine.transport.observed import Observed
-from hpcdl.engine.update import Outcome
+from hpcdl.engine.update import Outcome, Step
+from hpcdl.engine.watchdog import Fail, Watchdog
 from hpcdl.errors import EngineError
 from hpcdl.run_folder import RunFolder
 from hpcdl.spec.decomposition import violations
@@ -35,17 +43,44 @@ from hpcdl.spec.experiment import ResolvedRun
 from hpcdl.telemetry import StepRecord
 
 
-def train(run: ResolvedRun, folder: RunFolder, attempt: int, place: Place) -> None:
-    """Train from the newest checkpoint, or from the start, to the last step."""
+def train(run: ResolvedRun, folder: RunFolder, attempt: int, place: Place, fail: Fail) -> None:
+    """Train from the newest checkpoint, or from the start, to the last step.
+
+    Args:
+        run: what is asked for.
+        folder: of the run.
+        attempt: which one this is.
+        place: this rank.
+        fail: ends this process, called by a thread that watches whether it goes on.
+    """
     refuse_impossible(run)
-    device = claim_device(run, place)
-    door = open_transport(run, place, device, folder.rendezvous(attempt))
-    transport = Observed(door, Timeline(clock_of(device)))
-    wanted = run.experiment.metrics.tensorboard and place.rank == 0
-    recorder = Recorder(folder, attempt, place, Board(folder.tensorboard) if wanted else None)
-    Training(run, folder, transport, recorder, device).run(place)
-    transport.barrier()
+    recorder = Recorder(folder, attempt, place)
+    with noting_suspects(folder, attempt):
+        store, preflight = _enter(Subject(run, folder, place, recorder))
+        device = claim_device(run, place)
+        runtimes = open_runtimes(run, place, device, store)
+        transport = Observed(through(runtimes), Timeline(clock_of(device)))
+        pulse = Pulse(transport.timeline, on_device=device.type != "cpu")
+        boards = [Board(folder.tensorboard)] if run.experiment.metrics.tensorboard and place.rank == 0 else []
+        recorder.tell(pulse, *boards)
+        with Watchdog(run.experiment, place, Post(folder, attempt), pulse, fail):
+            prove_all(runtimes.values(), run, device, transport.timeline)
+            if preflight:
+                preflight.measure(transport, device)
+            Training(run, folder, transport, recorder, device).run(place)
+            transport.barrier()
     transport.close()
+
+
+def _enter(subject: Subject) -> tuple[Store, Preflight | None]:
+    """Meet the other ranks and look at who is where; returns where they met, and who looks on."""
+    run, attempt = subject.run, subject.recorder.attempt
+    store = meet(subject.place, run.rendezvous, subject.folder.rendezvous(attempt))
+    if run.experiment.health.preflight == "off":
+        return store, None
+    preflight = Preflight(subject, store)
+    preflight.look()
+    return store, preflight
 
 
 def refuse_impossible(run: ResolvedRun) -> None:
@@ -116,6 +151,8 @@ class Training:
         pruning = run.experiment.training.pruning
         self._pruner = Pruner(pruning, self._learner, recorder.event) if pruning else None
         self._keeper = Keeper(run.experiment, folder.checkpoints, self._learner, recorder.event, self._pruner)
+        self._request = Request(folder.request(recorder.attempt) if transport.rank == 0 else None)
+        self._stop = False
         self._progress = Progress()
 
     def run(self, place: Place) -> None:
@@ -133,12 +170,18 @@ class Training:
                     self._pruner.act(step)
                 self._save(step)
                 self._tracer.end(step)
-        self._keeper.join()
-        self._recorder.event("finished", step=self._progress.step, loss=self._progress.loss)
+                if self._stop:
+                    break
+        with self._timeline.span(PHASE, "checkpoint"):
+            self._keeper.join()
+        self._keeper.check_saved()
+        ended = "finished" if self._progress.step == self._settings.steps else "paused"
+        self._recorder.event(ended, step=self._progress.step, loss=self._progress.loss)
 
     def _save(self, step: int) -> None:
         every = self._experiment.checkpoint.every
-        if every and (step % every == 0 or step == self._settings.steps):
+        due = every and (step % every == 0 or step == self._settings.steps)
+        if due or (self._stop and step < self._settings.steps):
             with self._timeline.span(PHASE, "checkpoint"):
                 self._keeper.save(self._progress)
 
@@ -147,7 +190,9 @@ class Training:
         with self._timeline.span(PHASE, "data"):
             rows = next(batches)
         rate = learning_rate(self._settings.optimizer, step, self._settings.steps)
-        outcome = self._learner.step(step, rows.inputs_BL, rows.targets_BL, rate, rows.counted)
+        asked = Step(step, rate, self._request.made())
+        outcome = self._learner.step(asked, rows.inputs_BL, rows.targets_BL, rows.counted)
+        self._stop = outcome.stop
         self._progress = Progress(step, outcome.loss)
         record = self._record(outcome, rate, time.perf_counter() - start)
         taken = self._timeline.take()
@@ -174,6 +219,7 @@ class Training:
             grad_norm=outcome.grad_norm,
             learning_rate=rate,
             time=time.time(),
+            attempt=self._recorder.attempt,
         )
 
     def _announce(self, place: Place) -> None:
@@ -185,6 +231,7 @@ class Training:
             hosts=int(first_of_host.item()),
             parameters=self._learner.parameters,
             steps=self._settings.steps,
+            step=self._progress.step,
             groups=self._groups(),
         )
         if self._learner.offload:

@@ -32,6 +32,7 @@ class Outcome:
     loss: float  # mean over the tokens of the whole batch
     grad_norm: float  # before clipping; infinite where the step was skipped
     skipped: bool = False  # fp16 gradients overflowed, so nothing was updated
+    stop: bool = False  # somebody asked one of the ranks to end the run
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Step:
 
     number: int
     learning_rate: float
+    stop: bool = False  # whether this rank was asked to end the run after it
 
 
 class Update:
@@ -85,7 +87,7 @@ class Update:
             EngineError: the loss or the gradient is not a finite number. Where weights are updated at once,
                 some have changed.
         """
-        outcome = self._agree(step.number, loss, self._reduced(step))
+        outcome = self._agree(step, loss, self._reduced(step))
         if outcome.skipped:
             assert self._scaler is not None  # noqa: S101 - for mypy
             self._scaler.overflow(step.number)
@@ -119,20 +121,22 @@ class Update:
             self._stepping.join()
         self.gradients.publish(chunk)
 
-    def _agree(self, step: int, loss: torch.Tensor, squared: torch.Tensor) -> Outcome:
-        """Loss and gradient norm of the whole world, in one all-reduce."""
+    def _agree(self, step: Step, loss: torch.Tensor, squared: torch.Tensor) -> Outcome:
+        """Loss and gradient norm of the whole world, and whether it is to stop, in one all-reduce."""
         spoken = loss.double() if self._topology.reports_loss else torch.zeros_like(loss).double()
-        mine = torch.stack([spoken, squared])
+        mine = torch.stack([spoken, squared, torch.full_like(squared, float(step.stop))])
         world = mine.clone()
         self._world.all_reduce(world).wait()
-        total, whole = world.tolist()
+        with self._timeline.waiting("agreement"):  # a device may only now wait for the others
+            total, whole, stops = world.tolist()
+        stop = stops > 0
         if not math.isfinite(total):
-            raise self._not_finite(step, f"the loss became {total}", mine[0])
+            raise self._not_finite(step.number, f"the loss became {total}", mine[0])
         if math.isfinite(whole):
-            return Outcome(total, math.sqrt(whole) / self.loss_scale)
+            return Outcome(total, math.sqrt(whole) / self.loss_scale, stop=stop)
         if self._scaler is None:
-            raise self._not_finite(step, f"the squared gradient norm became {whole}", mine[1])
-        return Outcome(total, math.inf, skipped=True)
+            raise self._not_finite(step.number, f"the squared gradient norm became {whole}", mine[1])
+        return Outcome(total, math.inf, skipped=True, stop=stop)
 
     def _not_finite(self, step: int, what: str, mine: torch.Tensor) -> EngineError:
         """Names the first rank whose own part is not finite; all ranks saw the sum and come here."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from hpcdl.planner.engines import HPCDL, Attention, Engine
 from hpcdl.planner.space import Candidates, Floats
+from hpcdl.sites.node import NodeType
 from hpcdl.sites.profile import Profile
-from hpcdl.sites.site import Network, NodeType
+from hpcdl.sites.site import Network
 from hpcdl.spec.job import Layout, Overlap
 from hpcdl.spec.model import Model
 from hpcdl.spec.training import Training

@@ -163,8 +163,9 @@ def estimate(
 
 def build_case(experiment: Experiment, site: Site, layout: Layout, profile: Profile | None = None) -> Case:
     """What the cost model needs to know, with the precision checked."""
-    node = site.nodes[find_partition(experiment.resources.queue, site)[1].node]
-    check_precision(experiment.training.precision, node)
+    queue = experiment.resources.queue
+    node = site.nodes[find_partition(queue, site)[1].node]
+    check_precision(experiment.training.precision, queue, site)
     profile = profile or default_profile(node.device)
     overlap = experiment.communication.overlap
     return Case(experiment.shape, experiment.training, node, site.network, layout, profile, overlap=overlap)

@@ -12,7 +12,7 @@ from typing import Any
 from hpcdl.errors import UsageError
 from hpcdl.planner.layout import find_partition
 from hpcdl.planner.question import Question
-from hpcdl.sites.site import NodeType, Precision
+from hpcdl.sites.node import NodeType, Precision
 from hpcdl.units import parse_bytes
 
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?)x")

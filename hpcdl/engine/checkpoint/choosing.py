@@ -12,6 +12,7 @@ import torch
 from hpcdl.engine.checkpoint import shards
 from hpcdl.engine.checkpoint.manifest import MANIFEST, Manifest, complete, parse, unfinished
 from hpcdl.engine.groups import Peers
+from hpcdl.engine.log import say
 from hpcdl.engine.transport.base import Reduction
 from hpcdl.errors import EngineError
 
@@ -32,6 +33,7 @@ class Chosen:
 
     folder: Path
     manifest: Manifest
+    damaged: tuple[int, ...] = ()  # the steps of later ones, which were passed over
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,17 @@ class Jury:
             EngineError: there are checkpoints, but all are damaged.
         """
         steps = complete(_names(checkpoints)) if self.world.index == 0 else []
-        damaged: list[str] = []
+        damaged: dict[int, str] = {}
         while step := self.world.agree(steps.pop() if steps else _NONE, self.device):
             folder = checkpoints / str(step)
             damage = self.judge(folder)
             if damage is None:
-                return Chosen(folder, read_manifest(folder))
-            damaged.append(f"{folder / damage.file} {damage.reason}")
-            print(f"warning: checkpoint {step} is passed over: {damaged[-1]}", flush=True)  # noqa: T201 - the log
+                return Chosen(folder, read_manifest(folder), tuple(damaged))
+            damaged[step] = f"{folder / damage.file} {damage.reason}"
+            say(f"warning: checkpoint {step} is passed over: {damaged[step]}")
             self.report("checkpoint damaged", step=step, file=damage.file, reason=damage.reason)
         if damaged:
-            raise _nothing_left(checkpoints, damaged)
+            raise _nothing_left(checkpoints, list(damaged.values()))
         return None
 
     def judge(self, folder: Path) -> Damage | None:

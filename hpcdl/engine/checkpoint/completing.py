@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcdl.engine.checkpoint.manifest import (
@@ -16,6 +16,7 @@ from hpcdl.engine.checkpoint.manifest import (
     superfluous,
     unfinished_name,
 )
+from hpcdl.engine.checkpoint.shards import to_disk
 from hpcdl.telemetry import write_whole
 
 _POLL_S = 0.02
@@ -32,12 +33,14 @@ class Desk:
         attempt: a number that no earlier start of the run has used.
         keep: how many of the newest to keep.
         patience_s: how long rank 0 waits for the shards of others when its own is written.
+        damaged: steps of checkpoints that were passed over, until they are written anew.
     """
 
     folder: Path
     attempt: int
     keep: int
     patience_s: float = _PATIENCE_S
+    damaged: set[int] = field(default_factory=set)
 
     def unfinished(self, step: int) -> Path:
         """The folder that the ranks fill."""
@@ -109,11 +112,19 @@ def _outcomes(folder: Path, ranks: list[int]) -> dict[int, Shard | Incomplete]:
 
 
 def _publish(desk: Desk, manifest: Manifest) -> None:
-    """Turn an unfinished folder into a checkpoint, and make room."""
+    """Turn an unfinished folder into a checkpoint, and make room when that is on the disk.
+
+    Else a crash of the host could leave a checkpoint without its manifest, and none before it.
+    """
     unfinished, final = desk.unfinished(manifest.step), desk.folder / str(manifest.step)
     write_whole(unfinished / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    to_disk(unfinished / MANIFEST)
+    to_disk(unfinished)
     if final.exists():  # it was not sound, else training would have gone on from it
         shutil.rmtree(final)
     unfinished.rename(final)
-    for name in superfluous([path.name for path in desk.folder.iterdir()], manifest.step, desk.keep):
+    to_disk(desk.folder)
+    desk.damaged.discard(manifest.step)
+    names = [path.name for path in desk.folder.iterdir()]
+    for name in superfluous(names, manifest.step, desk.keep, desk.damaged):
         shutil.rmtree(desk.folder / name, ignore_errors=True)

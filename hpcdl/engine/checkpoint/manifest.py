@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from hpcdl.engine.checkpoint.overlap import Interval, Region
 from hpcdl.spec.decomposition import Decomposition
@@ -118,14 +118,19 @@ def unfinished(names: Iterable[str]) -> dict[str, int]:
     return {name: int(found[1]) for name in names if (found := _UNFINISHED.fullmatch(name))}
 
 
-def superfluous(names: Iterable[str], step: int, keep: int) -> list[str]:
+def superfluous(names: Iterable[str], step: int, keep: int, damaged: Collection[int] = ()) -> list[str]:
     """Folders to remove once the checkpoint of ``step`` is complete.
 
-    These are all but the newest ``keep`` up to ``step``, and what was never finished up to there. A later
-    one would have been gone on from if it were sound; it is left for the user to look at, and does not
-    count, or it would push out a sound one. A later one that is unfinished is being written by ranks that
-    are ahead.
+    These are all but the newest ``keep`` up to ``step``, and what was never finished up to there. Those of
+    the steps ``damaged`` do not count, or they would push out sound ones; they are left for the user to look
+    at until there are ``keep`` sound ones. A later one would have been gone on from if it were sound: it
+    does not count either, and is left. A later one that is unfinished is being written by ranks that are
+    ahead.
     """
     names = list(names)
-    old = [found for found in complete(names) if found <= step][:-keep]
+    past = [found for found in complete(names) if found <= step]
+    sound = [found for found in past if found not in damaged]
+    old = sound[:-keep]
+    if len(sound) >= keep:
+        old += [found for found in past if found in damaged]
     return [str(found) for found in old] + [name for name, of in unfinished(names).items() if of <= step]

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
 from hpcdl.engine.checkpoint import completing, shards
 from hpcdl.engine.checkpoint.completing import Desk, Incomplete
 from hpcdl.engine.checkpoint.manifest import Entry, Manifest, failure_name
+from hpcdl.engine.log import say
 from hpcdl.engine.tensor.parameters import Part
+from hpcdl.engine.timeline import Timeline
 from hpcdl.engine.topology import Topology
 from hpcdl.spec.checkpoint import Checkpoint
 
@@ -31,16 +32,27 @@ class Saver:
         topology: which rank this is.
         settings: how many are kept, and whether the step waits for the disk.
         report: told by rank 0 of every checkpoint that is complete or has failed.
+        timeline: of this rank; one that nobody reads if not given.
     """
 
-    def __init__(self, desk: Desk, topology: Topology, settings: Checkpoint, report: Report) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        topology: Topology,
+        settings: Checkpoint,
+        report: Report,
+        timeline: Timeline | None = None,
+    ) -> None:
         self._desk = desk
         self._topology = topology
         self._settings = settings
         self._report = report
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._timeline = timeline or Timeline()
+        self._written: Future[str | None] | None = None
+        self._concluded: Future[None] | None = None
         self._memory: dict[str, torch.Tensor] = {}
+        self.failed: Incomplete | None = None  # why there is no checkpoint of the last save; rank 0 knows
 
     def save(self, head: Manifest, parts: Sequence[Part]) -> None:
         """Keep ``parts`` as they are now; returns when they may change.
@@ -53,15 +65,20 @@ class Saver:
         written = [part for part in parts if part.writes]
         entries = [shards.entry_of(part, self._topology) for part in written]
         self._copy(written, entries)
-        self._pending = self._thread.submit(self._save, head, entries)
+        self._written = self._thread.submit(self._write, head.step, entries)
+        if self._topology.rank == 0:
+            self._concluded = self._thread.submit(self._conclude, head, self._written)
         if not self._settings.asynchronous:
             self.join()
 
     def join(self) -> None:
         """Return when the last save has come to an end, good or bad; on rank 0 that of all ranks."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        if self._written is not None:
+            self._written.result()
+        if self._concluded is not None:
+            with self._timeline.waiting("the shards of other ranks"):
+                self._concluded.result()
+        self._written = self._concluded = None
 
     def _copy(self, parts: Sequence[Part], entries: Sequence[Entry]) -> None:
         """Into memory that is allocated once, or when less is kept; pinned where they lie on a GPU."""
@@ -83,16 +100,9 @@ class Saver:
             room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return room
 
-    def _save(self, head: Manifest, entries: Sequence[Entry]) -> None:
-        problem = self._write(self._desk.unfinished(head.step), entries)
-        if problem is not None:
-            _warn(f"this rank could not write its part of the checkpoint of step {head.step}: {problem}")
-        if self._topology.rank == 0:
-            self._conclude(head, problem)
-
-    def _write(self, folder: Path, entries: Sequence[Entry]) -> str | None:
+    def _write(self, step: int, entries: Sequence[Entry]) -> str | None:
         """Write this rank's shard; if that fails tell rank 0, and answer the reason."""
-        rank = self._topology.rank
+        rank, folder = self._topology.rank, self._desk.unfinished(step)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             shards.write(folder, rank, entries, self._memory)
@@ -100,13 +110,16 @@ class Saver:
             with suppress(OSError):
                 shards.discard(folder, rank)
                 (folder / failure_name(rank)).write_text(str(error), encoding="utf-8")
+            _warn(f"this rank could not write its part of the checkpoint of step {step}: {error}")
             return str(error)
         return None
 
-    def _conclude(self, head: Manifest, problem: str | None) -> None:
+    def _conclude(self, head: Manifest, written: Future[str | None]) -> None:
         try:
-            completing.complete(self._desk, head, problem)
+            completing.complete(self._desk, head, written.result())
+            self.failed = None
         except Incomplete as failed:
+            self.failed = failed
             _warn(f"no checkpoint of step {head.step}: rank {failed.rank}: {failed.reason}; training goes on")
             self._report("checkpoint failed", step=head.step, rank=failed.rank, reason=failed.reason)
         else:
@@ -114,4 +127,4 @@ class Saver:
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}", flush=True)  # noqa: T201 - the log
+    say(f"warning: {text}")

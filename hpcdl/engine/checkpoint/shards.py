@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -70,8 +71,23 @@ def _temporary(path: Path) -> Path:
 def _settle(path: Path) -> None:
     """Bring a file to the disk, readable for whoever can read the folder; the library made it private."""
     path.chmod(path.parent.stat().st_mode & 0o666)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())  # the manifest must not reach the disk before what it promises
+    to_disk(path)  # the manifest must not reach the disk before what it promises
+
+
+def to_disk(path: Path) -> None:
+    """Return when what a file holds, or which names a folder has, outlives a crash of the host.
+
+    Raises:
+        OSError: it may not.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems do so for files only
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def checksum(path: Path) -> int:

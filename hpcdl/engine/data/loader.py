@@ -11,11 +11,13 @@ import numpy.typing as npt
 import torch
 
 from hpcdl.engine.data.sampler import Epochs, Mixture, shard_rows, step_positions
-from hpcdl.engine.data.windows import Windows
+from hpcdl.engine.data.windows import IGNORED, Windows
 from hpcdl.errors import EngineError
 from hpcdl.spec.experiment import Experiment
 
 Integers = npt.NDArray[np.int64]
+
+_NOTHING = -1  # in the place of a sequence: a row without targets
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Portion:
     inputs_BL: torch.Tensor
     targets_BL: torch.Tensor  # IGNORED where nothing is to be predicted
     counted: int  # targets of the whole batch that are not ignored
-    size: int  # targets of the whole batch, ignored or not
+    taken: int  # the same, one that is in several shares as often
 
 
 @dataclass(frozen=True)
@@ -95,40 +97,41 @@ class Batches:
     def held_out(self) -> list[Portion]:
         """The sequences to evaluate on, always the same, in pieces no larger than a training batch.
 
-        Sources have the shares that they have in training, and no sequence is taken twice.
-
-        Raises:
-            EngineError: there is less than one sequence for each batch shard.
+        Sources have the shares that they have in training, and no sequence is taken twice. Where the shards
+        cannot share the last piece evenly, rows without targets make up for it: a run that goes on with
+        other shards has the same sequences.
         """
         wanted = self._experiment.evaluation.sequences
         sources, positions = self._mixture.at(np.arange(wanted))
         indices = np.array(self._trained)[sources] + positions
         there = indices < np.array([len(source) for source in self._sources])[sources]
         available = wanted if there.all() else int(np.argmin(there))
-        shards = self._share.shards
-        if available < shards:
-            raise EngineError(
-                f"{available} held-out sequences to evaluate on are not one for each of {shards} shards",
-                f"set evaluation.sequences to {shards} or more, and data.validation to hold out as many",
-            )
+        padding = (0, -available % self._share.shards)
+        sources = np.pad(sources[:available], padding)
+        indices = np.pad(indices[:available], padding, constant_values=_NOTHING)
         batch = self._experiment.training.global_batch
-        cuts = range(0, available // shards * shards, batch)
-        ends = [min(start + batch, cuts.stop) for start in cuts]
-        return [self._read(sources[a:b], indices[a:b]) for a, b in zip(cuts, ends, strict=True)]
+        cuts = [slice(start, start + batch) for start in range(0, available, batch)]
+        return [self._read(sources[cut], indices[cut]) for cut in cuts]
 
     def _read(self, sources: Integers, indices: Integers) -> Portion:
         """This rank's share of the batch of ``indices``."""
         own = shard_rows(len(sources), self._share.shard, self._share.shards)
         counted = sum(
-            self._sources[source].counted(indices[sources == source]) for source in np.unique(sources)
+            self._sources[source].counted(indices[(sources == source) & (indices != _NOTHING)])
+            for source in np.unique(sources)
         )
-        size = len(indices) * self._experiment.shape.sequence
         own_rows = zip(sources[own].tolist(), indices[own].tolist(), strict=True)
         if not self._share.reads:
             nothing_BL = torch.zeros(
                 (own.stop - own.start, self._experiment.shape.sequence), dtype=torch.int64
             )
-            return Portion(nothing_BL, nothing_BL, counted, size)
-        read = [self._sources[source].read(index) for source, index in own_rows]
+            return Portion(nothing_BL, nothing_BL, counted, counted)
+        read = [self._row(source, index) for source, index in own_rows]
         inputs_BL, targets_BL = (torch.from_numpy(np.stack(part)) for part in zip(*read, strict=True))
-        return Portion(inputs_BL, targets_BL, counted, size)
+        return Portion(inputs_BL, targets_BL, counted, counted)
+
+    def _row(self, source: int, index: int) -> tuple[Integers, Integers]:
+        if index == _NOTHING:
+            length = self._experiment.shape.sequence
+            return np.zeros(length, dtype=np.int64), np.full(length, IGNORED)
+        return self._sources[source].read(index)

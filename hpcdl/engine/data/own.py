@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,23 +39,30 @@ class OwnBatches:
         return self._read(self._program.data, self._epochs.at(positions).tolist())
 
     def held_out(self) -> list[Portion]:
-        """The first samples of the validation set, in pieces no larger than a training batch.
+        """The first samples of the validation set, the same for any number of shards, in pieces.
+
+        The loss of a program knows no sample that does not count. So those that the shards cannot share
+        evenly are a piece of their own, in which each stands as often as makes the shares even.
 
         Raises:
-            EngineError: there is none, or less than one for each batch shard.
+            EngineError: there is none.
         """
         data, shards = self._program.validation, self._share.shards
         available = 0 if data is None else min(_length(data), self._experiment.evaluation.sequences)
-        if available < shards:
+        if not available:
             raise EngineError(
-                f"the program has {available} samples to evaluate on, not one for each of {shards} shards",
+                "the program has no samples to evaluate on",
                 "give Program.validation, or take evaluation: out of the experiment",
             )
-        batch = self._experiment.training.global_batch
-        usable = available // shards * shards
-        return [
-            self._read(data, range(start, min(start + batch, usable))) for start in range(0, usable, batch)
-        ]
+        batch, left = self._experiment.training.global_batch, available % shards
+        even = available - left
+        pieces = [range(start, min(start + batch, even)) for start in range(0, even, batch)]
+        portions = [self._read(data, piece) for piece in pieces]
+        if left:
+            times = shards // math.gcd(left, shards)
+            repeated = self._read(data, np.repeat(range(even, available), times).tolist())
+            portions.append(replace(repeated, counted=left))
+        return portions
 
     def _read(self, data: Any, indices: Sequence[int]) -> Portion:
         own = shard_rows(len(indices), self._share.shard, self._share.shards)
@@ -61,7 +70,7 @@ class OwnBatches:
         chosen = indices[own] if self._share.reads else np.resize(indices[:1], own.stop - own.start).tolist()
         samples = {index: data[index] for index in dict.fromkeys(chosen)}
         inputs, targets = default_collate([samples[index] for index in chosen])
-        return Portion(inputs, torch.as_tensor(targets), counted=len(indices), size=len(indices))
+        return Portion(inputs, torch.as_tensor(targets), counted=len(indices), taken=len(indices))
 
 
 def _length(data: Any) -> int:

@@ -37,6 +37,7 @@ class Reading:
     def __init__(self, experiment: Experiment, folder: Path, *, first: bool) -> None:
         self._experiment = experiment
         self._folder = folder
+        self._first = first
         self._worker = ThreadPoolExecutor(max_workers=1)
         prepares = first and not isinstance(experiment.model, EntryModel)
         self._making: Future[int] = self._worker.submit(self._prepared().make if prepares else int)
@@ -55,5 +56,9 @@ class Reading:
         with self._worker:
             if isinstance(model, EntryModel):
                 return OwnBatches(load_program(model), self._experiment, share)
-            sources = self._prepared().open(agreed(self._making, of_rank_0))
-        return Batches(sources, self._experiment, share)
+            number = agreed(self._making, of_rank_0)
+        prepared = self._prepared()
+        batches = Batches(prepared.open(number), self._experiment, share)
+        if self._first:  # only now: data that nothing could be trained on may be mended, and looked at anew
+            prepared.begin(number)
+        return batches

@@ -10,6 +10,7 @@ import torch
 
 from hpcdl.engine.groups import Peers
 from hpcdl.engine.host_memory import HostMemory
+from hpcdl.engine.log import say
 from hpcdl.engine.optim.adamw import AdamW
 from hpcdl.engine.optim.bucket import Bucket
 from hpcdl.engine.optim.flat import Flat
@@ -103,10 +104,9 @@ def _warn_of_large_buckets(bucket_mib: float, flat: Flat) -> None:
     elements = sum(len(chunk.parameter) for chunk in flat.chunks)
     bucket = int(bucket_mib * MIB) // 4
     if bucket > elements:
-        print(  # noqa: T201 - the log
+        say(
             f"warning: training.bucket_mib {bucket_mib:g} is a bucket of {bucket} elements, more than the "
             f"{elements} of this rank: while weights are updated the whole optimizer state is on the device, "
             f"so offload saves nothing there. Set bucket_mib below {elements * 4 / MIB / 8:.2g}, or "
-            "offload_step: host",
-            flush=True,
+            "offload_step: host"
         )

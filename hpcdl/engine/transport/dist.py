@@ -22,9 +22,12 @@ _REDUCTIONS = {Reduction.SUM: dist.ReduceOp.SUM, Reduction.MAX: dist.ReduceOp.MA
 _POLL_SECONDS = 50e-6
 _LEAVE_SECONDS = 30.0  # how long a rank that is done waits for the others to be done
 _LOST = re.compile(
-    r"gloo/transport|connection (closed|reset|refused)|remote worker|NCCL error", re.IGNORECASE
+    r"gloo/transport|pair closure|connection (was likely )?(closed|reset|refused)|remote worker|NCCL error|"
+    r"broken pipe|wait timeout",  # of a store that is gone, and of one that waits for another rank
+    re.IGNORECASE,
 )
-_STUCK = re.compile(r"timed out", re.IGNORECASE)
+# Gloo says the second of what waits while another operation of the same pair has timed out.
+_STUCK = re.compile(r"timed out|application timeout|wait timeout", re.IGNORECASE)
 
 
 @contextmanager
@@ -90,14 +93,15 @@ class DistTransport:
         self._cuda = device.type == "cuda"
         backend = "nccl" if self._cuda else "gloo"
         self.name = f"torch {torch.__version__} with {backend}"
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=self.rank,
-            world_size=ranks,
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=device if self._cuda else None,
-        )
+        with _blaming_the_lost():
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=self.rank,
+                world_size=ranks,
+                timeout=timedelta(seconds=timeout_seconds),
+                device_id=device if self._cuda else None,
+            )
         everyone = tuple(range(ranks))
         self._groups: dict[tuple[tuple[int, ...], str], Group] = {
             (everyone, ""): Group(everyone, dist.group.WORLD)
@@ -118,7 +122,8 @@ class DistTransport:
         # torch names it by its ranks and by how many this rank has made: members that have made unequally
         # many would wait for each other under different names, for ever.
         self._made += 1
-        return dist.new_group(list(ranks), use_local_synchronization=True)
+        with _blaming_the_lost():
+            return dist.new_group(list(ranks), use_local_synchronization=True)
 
     def connect(self, peers: Sequence[int]) -> None:
         """Make communicators for messages, where the runtime needs them.
@@ -137,8 +142,9 @@ class DistTransport:
     def _catch_up(self, peer: int) -> None:
         """Make as many groups as ``peer`` has made, alone where this rank has made fewer."""
         pair = f"{min(self.rank, peer)}-{max(self.rank, peer)}"
-        self._store.set(f"made/{pair}/{self.rank}", str(self._made))
-        behind = int(self._store.get(f"made/{pair}/{peer}")) - self._made
+        with _blaming_the_lost():
+            self._store.set(f"made/{pair}/{self.rank}", str(self._made))
+            behind = int(self._store.get(f"made/{pair}/{peer}")) - self._made
         for _ in range(behind):
             self._communicator((self.rank,))
 
@@ -219,7 +225,8 @@ class DistTransport:
         A rank that closes its sockets while another is still inside a collective breaks it, although
         its own part is done. So the ranks agree in the store first, where no socket of theirs is.
         """
-        self._leave_together()
+        with _blaming_the_lost():
+            self._leave_together()
         self._watchers.close()
         # A group that outlives the interpreter may abort the process in its destructor.
         self._groups.clear()

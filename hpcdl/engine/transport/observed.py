@@ -36,10 +36,12 @@ class _Watched:
         self._name = name
         self._facts = facts
         self._finished = False
+        timeline.opened.append((category, name, facts))  # to start it may already be to wait for others
         self._start = timeline.mark()
 
     def of(self, inner: Handle) -> _Watched:
         """Watch ``inner``, which was just started."""
+        self._timeline.opened.pop()
         self.inner = inner
         return self
 
@@ -73,11 +75,13 @@ class Observed:
 
     def group(self, ranks: tuple[int, ...], lane: str = "") -> Group:
         """The group of ``ranks``."""
-        return self._inner.group(ranks, lane)
+        with self.timeline.waiting(f"making a group of {len(ranks)} ranks"):
+            return self._inner.group(ranks, lane)
 
     def connect(self, peers: Sequence[int]) -> None:
         """Get ready for messages."""
-        self._inner.connect(peers)
+        with self.timeline.waiting("connecting"):
+            self._inner.connect(peers)
 
     def all_reduce(self, tensor: torch.Tensor, group: Group, reduction: Reduction = Reduction.SUM) -> Handle:
         """Reduce ``tensor`` in place over ``group``."""
