@@ -15,6 +15,12 @@ class Checkpoint(Frozen):
     asynchronous: bool = Field(
         default=True, description="written by a thread while training goes on; false: training waits"
     )
+    before_limit_seconds: int | None = Field(
+        None,
+        ge=0,
+        description="how long before the walltime ends a run saves itself and stops; 0: not at all; "
+        "two minutes, but at most a tenth of the walltime, if not given",
+    )
     start: str | None = Field(
         None,
         min_length=1,

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from hpcdl.spec.basics import Basics, absolute
 from hpcdl.spec.checkpoint import Checkpoint
 from hpcdl.spec.data import OWN_DATA, Data
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.entry import AnyModel, EntryModel, is_own
 from hpcdl.spec.frozen import Frozen
-from hpcdl.spec.job import Communication, Environment, Layout, Resources
+from hpcdl.spec.health import Health
+from hpcdl.spec.job import Communication, Layout
 from hpcdl.spec.model import Model
 from hpcdl.spec.observe import Evaluation, Metrics, Trace
 from hpcdl.spec.training import Training
-
-
-def _visible(name: str) -> str:
-    if not name.strip():
-        raise ValueError("a name needs at least one visible character")
-    if "\0" in name:
-        raise ValueError("a name cannot hold a NUL character")
-    return name
 
 
 def _data_or_entry(schema: dict[str, Any]) -> None:
@@ -31,23 +26,21 @@ def _data_or_entry(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"required": ["data"]}, {"properties": {"model": {"required": ["entry"]}}}]
 
 
-class Experiment(Frozen):
-    """One experiment file."""
+class Experiment(Basics):
+    """An experiment file for the bundled engine."""
 
     model_config = ConfigDict(json_schema_extra=_data_or_entry)
 
-    name: Annotated[str, AfterValidator(_visible)] = "experiment"
     model: AnyModel
     data: Data
     training: Training = Training()
     parallelism: Literal["auto"] | Decomposition = Field("auto", description="auto: the planner chooses")
-    resources: Resources = Resources()
     checkpoint: Checkpoint = Checkpoint()
+    health: Health = Health()
     evaluation: Evaluation = Evaluation()
     communication: Communication = Communication()
     trace: Trace = Trace()
     metrics: Metrics = Metrics()
-    environment: Environment = Field(default_factory=dict, description="variables every rank sees")
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +92,48 @@ class Experiment(Frozen):
         return self
 
     @property
+    def steps(self) -> int | None:
+        """Optimizer steps in all."""
+        return self.training.steps
+
+    @property
+    def needs_mpi(self) -> bool:
+        """Whether ranks must be started by what MPI can be initialised under."""
+        return self.communication.needs_mpi
+
+    @property
+    def ends_together(self) -> bool:
+        """Whether all ranks leave when they have met a last time: in a barrier after the last step."""
+        return True
+
+    @property
+    def before_limit_seconds(self) -> int | None:
+        """How long before the walltime ends a run saves itself; 0: not at all; None: a usual time."""
+        return self.checkpoint.before_limit_seconds
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Data, tokenizers and weights."""
+        start = self.checkpoint.start
+        return {**self.data.paths, **({} if start is None else {"checkpoint.start": start})}
+
+    def anchored(self, folder: Path) -> Self:
+        """The same with its paths absolute; relative ones are relative to the folder of the file."""
+        changes: dict[str, Any] = {"data": self.data.anchored(folder)}
+        if isinstance(self.model, EntryModel):
+            where = absolute(self.model.folder, folder)
+            changes["model"] = self.model.model_copy(update={"folder": where})
+        if self.checkpoint.start is not None:
+            start = absolute(self.checkpoint.start, folder)
+            changes["checkpoint"] = self.checkpoint.model_copy(update={"start": start})
+        return self.model_copy(update=changes)
+
+    def repeated(self, index: int) -> Self:
+        """The same with a seed of its own, as one of several repetitions; the first keeps its seed."""
+        training = self.training.model_copy(update={"seed": self.training.seed + index})
+        return self.model_copy(update={"training": training})
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of one sequence; a sample of a model of the user's own counts as one."""
         return 1 if isinstance(self.model, EntryModel) else self.model.sequence
@@ -120,29 +155,6 @@ class Experiment(Frozen):
         return self.model
 
 
-class ResolvedRun(Frozen):
-    """``resolved.json``: one run, complete. The engine reads nothing else.
-
-    ``experiment.parallelism`` still says what was asked; ``decomposition`` is what runs.
-    """
-
-    format: Literal[1] = 1
-    run: str
-    experiment: Experiment
-    decomposition: Decomposition
-    layout: Layout
-    device: Literal["cpu", "cuda"]
-    device_per_rank: bool = Field(description="whether a rank sees only its own device (then its index is 0)")
-    rendezvous: Rendezvous
-    peak_flops: float | None = Field(
-        None,
-        description="dense peak that a rank is entitled to at the run's precision, FLOP/s; null: unknown",
-    )
-    site: str
-    site_file: dict[str, Any] = Field(default_factory=dict, description="the site as it was at submission")
-    versions: dict[str, str]
-
-
 class Rendezvous(Frozen):
     """How rank 0 finds the address that it publishes for the others."""
 
@@ -150,10 +162,10 @@ class Rendezvous(Frozen):
         "hostname", description="its host name, the address of an interface, or 127.0.0.1 (one machine only)"
     )
     suffix: str = Field(
-        "", pattern=r"[A-Za-z0-9.-]*", description="added to the host name, e.g. i or .hsn.example.org"
+        "", pattern=r"^[A-Za-z0-9.-]*$", description="added to the host name, e.g. i or .hsn.example.org"
     )
     interface: str | None = Field(
-        None, pattern=r"[A-Za-z0-9._-]+", description="network interface for sockets"
+        None, pattern=r"^[A-Za-z0-9._-]+$", description="network interface for sockets"
     )
     timeout_seconds: int = Field(300, gt=0, description="how long a rank waits for the others")
 
@@ -164,4 +176,33 @@ class Rendezvous(Frozen):
         return self
 
 
-ResolvedRun.model_rebuild()
+class BaseRun(Frozen):
+    """``resolved.json``: one run, complete. The ranks read nothing else."""
+
+    format: Literal[1] = 1
+    run: str
+    experiment: Basics
+    layout: Layout
+    rendezvous: Rendezvous
+    site: str
+    site_file: dict[str, Any] = Field(default_factory=dict, description="the site as it was at submission")
+    account_variable: str = Field(
+        "", description="the environment variable that held resources.account; empty: the experiment says it"
+    )
+    versions: dict[str, str]
+
+
+class ResolvedRun(BaseRun):
+    """``resolved.json`` of a run of the bundled engine.
+
+    ``experiment.parallelism`` still says what was asked; ``decomposition`` is what runs.
+    """
+
+    experiment: Experiment
+    decomposition: Decomposition
+    device: Literal["cpu", "cuda"]
+    device_per_rank: bool = Field(description="whether a rank sees only its own device (then its index is 0)")
+    peak_flops: float | None = Field(
+        None,
+        description="dense peak that a rank is entitled to at the run's precision, FLOP/s; null: unknown",
+    )

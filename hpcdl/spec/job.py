@@ -11,8 +11,14 @@ from hpcdl.spec.frozen import Frozen
 from hpcdl.units import parse_walltime
 
 _DIRECTIVE_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]*")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"token|secret|passw|credential|(api|access|private)_?key", re.IGNORECASE)
+# Not TOKENIZERS_PARALLELISM, nor MAX_TOKENS, nor what tokenises; nor PWD and OLDPWD, which are folders.
+_SECRET = re.compile(
+    r"token(?!s|i[sz]e)|secret|passw|credential|(api|access|private)_?key|connection_?string"
+    r"|_(pass|pwd|key|jwt|sas)$",
+    re.IGNORECASE,
+)
 
 
 def directive_word(value: str) -> str:
@@ -24,18 +30,33 @@ def directive_word(value: str) -> str:
     return value
 
 
+def host_word(value: str) -> str:
+    """A node's name, which stands in a directive among others."""
+    if not _HOST.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is not the name of one node: letters, digits, dots, _ and -; list each by name"
+        )
+    return value
+
+
 def _walltime(value: str) -> str:
     parse_walltime(value)
     return value
 
 
+def looks_secret(name: str) -> bool:
+    """Whether a variable of this name may hold a secret."""
+    return bool(_SECRET.search(name))
+
+
 def _variable(name: str) -> str:
     if not _VARIABLE.fullmatch(name):
         raise ValueError(f"{name!r} is not a name an environment variable can have")
-    if _SECRET.search(name):
+    if looks_secret(name):
         raise ValueError(
             f"{name} looks like a secret, and run folders are shared; take it out of the file and "
-            f"export it in the shell you submit from"
+            f"export it in the shell you submit from (on PBS, which does not hand it on: keep it in a file "
+            f"of your own that the program reads)"
         )
     return name
 
@@ -47,8 +68,11 @@ def _no_nul(value: str) -> str:
 
 
 DirectiveWord = Annotated[str, AfterValidator(directive_word)]
+HostName = Annotated[str, AfterValidator(host_word)]
 Walltime = Annotated[str, AfterValidator(_walltime), Field(description="HH:MM:SS or D-HH:MM:SS")]
-Environment = dict[Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_no_nul)]]
+VariableName = Annotated[str, AfterValidator(_variable)]
+VariableValue = Annotated[str, AfterValidator(_no_nul)]
+Environment = dict[VariableName, VariableValue]
 
 
 class Resources(Frozen):
@@ -61,6 +85,10 @@ class Resources(Frozen):
         None, description="partition, queue or QOS; the site's default if not given"
     )
     account: DirectiveWord | None = Field(None, description="project or bank that pays")
+    exclude: tuple[HostName, ...] = Field((), description="nodes that no attempt may get, by their names")
+    exclude_bad: bool = Field(
+        True, description="nor those that earlier attempts of the run found to be bad, where the site allows"
+    )
 
     @model_validator(mode="after")
     def _spread_evenly(self) -> Resources:

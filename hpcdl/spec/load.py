@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hpcdl.errors import UsageError
+from hpcdl.paths import writable
 
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[str | int, ...]
@@ -24,6 +25,15 @@ _TRUE = re.compile(r"true|True|TRUE")
 _FALSE = re.compile(r"false|False|FALSE")
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+# What pydantic says, in the words of who writes YAML.
+_OUR_WORDS = (
+    (r"^Value error, ", ""),
+    (r"Input should be", "must be"),
+    (r"a valid (dictionary or instance of \w+|dictionary)", "a mapping (key: value lines)"),
+    (r"a valid (list|tuple|set)", "a list, written [a, b]"),
+    (r"^\w+ should have at least (\d+) (\w+) after validation, not \d+", r"must have at least \1 \2"),
+)
 
 
 @dataclass
@@ -45,10 +55,10 @@ def read(path: Path) -> Document:
     """Parse one YAML file.
 
     Raises:
-        UsageError: it cannot be read, or is not YAML.
+        UsageError: it cannot be read, is not YAML, or lies where no record could name it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = writable(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
     except IsADirectoryError:
@@ -71,6 +81,12 @@ def parse(text: str, source: str) -> Document:
     return document
 
 
+def below(document: Document, key: str) -> Document:
+    """What stands below one key of a mapping, as a document of its own whose places stay true."""
+    places = {location[1:]: place for location, place in document.places.items() if location[:1] == (key,)}
+    return Document(document.source, document.content[key], places)
+
+
 def override(document: Document, settings: Sequence[str]) -> None:
     """Apply ``key.sub=value`` settings to a parsed document; values are read as YAML.
 
@@ -86,14 +102,28 @@ def override(document: Document, settings: Sequence[str]) -> None:
             )
         source = f"--set {setting}"
         value = parse(text, source)
-        _put(document, keys, value.content if text.strip() else None, source)
-        for location in [place for place in document.places if place[: len(keys)] == tuple(keys)]:
-            del document.places[location]
-        document.places[tuple(keys)] = source
+        assign(document, keys, value.content if text.strip() else None, source)
 
 
-def validate(document: Document, model: type[M]) -> M:
+def assign(document: Document, keys: Sequence[str], value: Any, source: str) -> None:
+    """Set one value of a parsed document; ``source`` is where it will stand from now on.
+
+    Raises:
+        UsageError: something above it is a plain value.
+    """
+    _put(document, keys, value, source)
+    for location in [place for place in document.places if place[: len(keys)] == tuple(keys)]:
+        del document.places[location]
+    document.places[tuple(keys)] = source
+
+
+def validate(document: Document, model: type[M], instead: Sequence[str] = ()) -> M:
     """Check a document against ``model``.
+
+    Args:
+        document: what was read.
+        model: what it should hold.
+        instead: keys at its root with which it would hold something else; advice names them too.
 
     Raises:
         UsageError: with every problem, each on a line with its place, value and way out.
@@ -101,7 +131,7 @@ def validate(document: Document, model: type[M]) -> M:
     try:
         return model.model_validate(document.content)
     except ValidationError as error:
-        problems = [_explain(problem, document, model) for problem in _distinct(error)]
+        problems = [_explain(problem, document, model, instead) for problem in _distinct(error)]
         raise UsageError("\n".join(problems)) from None
 
 
@@ -112,7 +142,23 @@ def _construct(node: yaml.Node, location: Location, document: Document) -> Any:
         return _construct_mapping(node, location, document)
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*location, index), document) for index, item in enumerate(node.value)]
+    node.value = _whole(node.value, document.places[location])
     return _scalar(node)
+
+
+def _whole(text: str, where: str) -> str:
+    """``text`` with the pairs of escapes that JSON writes for one character beyond U+FFFF read as one.
+
+    Raises:
+        UsageError: it holds half of such a pair, which no file, argument or variable can.
+    """
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        half = next(char for char in text if "\ud800" <= char <= "\udfff")
+        raise UsageError(
+            f"{where}: {text!r} holds {half!r}, which is half of a character", "write it as it is"
+        ) from None
 
 
 def _construct_mapping(node: yaml.MappingNode, location: Location, document: Document) -> dict[str, Any]:
@@ -123,6 +169,7 @@ def _construct_mapping(node: yaml.MappingNode, location: Location, document: Doc
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
         if key is None:
             raise UsageError(f"{where}: a key must be a plain word")
+        key = _whole(key, where)
         if key in mapping:
             raise UsageError(f"{where}: the key {key!r} stands here a second time; each key may stand once")
         mapping[key] = _construct(value_node, (*location, key), document)
@@ -184,19 +231,26 @@ def _has_sibling(problem: Any, errors: list[Any]) -> bool:
     return any(other is not problem and other["loc"][: len(stem)] == stem and stem for other in errors)
 
 
-def _explain(problem: Any, document: Document, model: type[BaseModel]) -> str:
+def _explain(problem: Any, document: Document, model: type[BaseModel], instead: Sequence[str]) -> str:
     location = _location(problem)
     name = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        return _explain_unknown(location, document, model)
+        known = [*_fields_at(model, location[:-1]), *(instead if len(location) == 1 else ())]
+        return _explain_unknown(location, document, sorted(known))
     where = document.place(location)
     if problem["type"] == "missing":
         return f"{where}: {name} is missing"
-    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    message = re.sub(r"a valid dictionary or instance of \w+", "a mapping (key: value lines)", message)
+    message = _in_our_words(problem["msg"])
     if problem["type"] == "value_error":
         return f"{where}: {name}: {message}" if name else f"{where}: {message}"
-    return f"{where}: {name} is {_shown(problem['input'])}, but {message}"
+    return f"{where}: {name or 'the file'} is {_shown(problem['input'])}, but {message}"
+
+
+def _in_our_words(message: str) -> str:
+    """A message of pydantic in the words of who writes YAML."""
+    for theirs, ours in _OUR_WORDS:
+        message = re.sub(theirs, ours, message)
+    return message
 
 
 def _location(problem: Any) -> Location:
@@ -210,12 +264,11 @@ def _is_key(part: str | int) -> bool:
     """Whether a part of pydantic's location is a key of ours, not the name of a union's branch."""
     if isinstance(part, int):
         return True
-    return not (part[:1].isupper() or part.startswith(("literal[", "function-", "constrained-")))
+    return not (part[:1].isupper() or part.startswith(("[", "literal[", "function-", "constrained-")))
 
 
-def _explain_unknown(location: Location, document: Document, model: type[BaseModel]) -> str:
+def _explain_unknown(location: Location, document: Document, known: Sequence[str]) -> str:
     where = document.places.get((*location, "<key>")) or document.place(location)
-    known = sorted(_fields_at(model, location[:-1]))
     close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     advice = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
     return f"{where}: unknown key {'.'.join(map(str, location))!r}; {advice}"
@@ -239,5 +292,5 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

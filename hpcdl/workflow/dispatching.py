@@ -1,0 +1,171 @@
+"""Handing the points of a sweep to the scheduler: as arrays where it has them, held back as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from hpcdl.errors import ClaimedError, SchedulerError, UsageError
+from hpcdl.run_folder import RunFolder
+from hpcdl.runs import store
+from hpcdl.runs.record import Attempt, RunState
+from hpcdl.runs.sweeps import groups
+from hpcdl.runs.sweeps.groups import Group
+from hpcdl.schedulers.base import After
+from hpcdl.schedulers.directives import job_name
+from hpcdl.workflow.arrays import Batch, Member, batches, has_queue, turns_of, whole, work
+from hpcdl.workflow.batches import Turn
+from hpcdl.workflow.calling_off import end
+from hpcdl.workflow.chaining import Awaited
+from hpcdl.workflow.claiming import next_attempt
+from hpcdl.workflow.following import refresh, site_of
+from hpcdl.workflow.preparing import render, write_attempt
+from hpcdl.workflow.room import fitting
+from hpcdl.workflow.submitting import hand_over
+
+
+@dataclass
+class Sent:
+    """What became of points that were to be submitted."""
+
+    jobs: dict[str, int] = field(default_factory=dict)  # job id → how many points it runs
+    left: list[Member] = field(default_factory=list)  # for which there is no room yet
+    taken: int = 0  # points that somebody else is submitting
+
+    @property
+    def points(self) -> int:
+        """How many were submitted."""
+        return sum(self.jobs.values())
+
+
+WAITING = frozenset({RunState.PREPARED, RunState.REFUSED, RunState.PAUSED})
+"""Points that were not submitted yet, that were not taken, or that saved themselves and stopped."""
+
+FAILED = frozenset(state for state in RunState if state.failed) - WAITING
+"""Points that ended otherwise than they should; one that was cancelled did not."""
+
+CANCELLED = frozenset({RunState.CANCELLED})
+
+_FLAGS = {"": WAITING, "--failed": FAILED, "--cancelled": CANCELLED}
+
+
+def again(group: Group, states: Collection[RunState]) -> str:
+    """What to type for points that stand so to be submitted."""
+    flags = [flag for flag, among in _FLAGS.items() if among.intersection(states)]
+    return " and ".join(f"hpcdl resume {group.name} {flag}".strip() for flag in flags)
+
+
+def chosen(folders: Sequence[RunFolder], states: frozenset[RunState]) -> list[Member]:
+    """The next attempts of those points that stand so.
+
+    Raises:
+        SchedulerError: the scheduler cannot be asked how they stand.
+    """
+    standing = zip(folders, refresh(folders, fresh=True), strict=True)
+    return [
+        Member(folder, store.resolved(folder), attempt)
+        for folder, attempt in standing
+        if attempt.state in states
+    ]
+
+
+def send(group: Group, members: Sequence[Member], awaited: Awaited | None = None) -> Sent:
+    """Submit points, as far as there is room for them and nobody calls the sweep off.
+
+    Args:
+        group: what they are points of.
+        members: at least one.
+        awaited: runs that must be over before any of them, where none waits for another.
+
+    Raises:
+        UsageError: a run folder cannot be written.
+        SchedulerError: with the scheduler's own words when it refused. Those before are in the queue, which
+            is the hint.
+    """
+    site, going = site_of(members[0].folder), _going(group)
+    now = fitting(members, (store.resolved(folder) for folder in going), group.at_once, site)
+    fit = {member.folder.path for member in now}
+    found = batches(now, site) if now else []
+    held = group.at_once is not None and has_queue(site)
+    sent = Sent(left=[member for member in members if member.folder.path not in fit])
+    ids: list[str | None] = []  # of each batch
+    earlier = [whole(each.job_id or "", site) for each in going.values()]
+    for batch, turn in zip(found, turns_of(found, site, group.at_once), strict=True):
+        before = [ids[place] for place in turn.waits]
+        behind = _behind(group, [job_id for job_id in before if job_id] or earlier) if held else None
+        try:
+            ids.append(_handed_over(group, batch, turn, behind or awaited, sent))
+        except (UsageError, SchedulerError) as error:
+            raise type(error)(error.message, _left_hint(group, members, sent, error)) from None
+    return sent
+
+
+def _going(group: Group) -> dict[RunFolder, Attempt]:
+    """Points whose jobs are not over, as last seen."""
+    standing = {folder: store.current(folder) for folder in group.folders}
+    return {
+        folder: each for folder, each in standing.items() if each.job_id is not None and not each.state.over
+    }
+
+
+def _behind(group: Group, job_ids: Sequence[str]) -> Awaited | None:
+    """What a point waits for that may not run beside these jobs."""
+    return Awaited((group.name,), After("any", tuple(dict.fromkeys(job_ids)))) if job_ids else None
+
+
+def _handed_over(group: Group, batch: Batch, turn: Turn, awaited: Awaited | None, sent: Sent) -> str | None:
+    """Submit what nobody else does of a batch, and count it; its job id, None if there is none.
+
+    Raises:
+        SiteError, UsageError: it has no script, or a run folder cannot be written.
+        SchedulerError: it was refused.
+    """
+    if groups.is_called_off(group):
+        sent.left += batch
+        return None
+    site = site_of(batch[0].folder)
+    render(work(batch, site, turn, None, awaited.after if awaited else None))  # else nothing is claimed
+    mine = [member for member in batch if _claimed(member)]
+    sent.taken += len(batch) - len(mine)
+    if not mine:
+        return None
+    job_id = _sent(group, mine, turn, awaited)
+    sent.jobs[job_id] = len(mine)
+    return job_id
+
+
+def _claimed(member: Member) -> bool:
+    """Claim the next attempt of a point; whether nobody else has.
+
+    Raises:
+        UsageError: its folder cannot be written.
+    """
+    try:
+        next_attempt(member.folder, member.before)
+    except ClaimedError:
+        return False
+    return True
+
+
+def _left_hint(
+    group: Group, members: Sequence[Member], sent: Sent, error: UsageError | SchedulerError
+) -> str:
+    before = f"{sent.points} point{'s are' if sent.points != 1 else ' is'} in the queue"
+    rest = again(group, {store.current(member.folder).state for member in members})
+    return "; ".join(filter(None, (error.hint, before, rest and f"{rest} submits the rest")))
+
+
+def _sent(group: Group, batch: Batch, turn: Turn, awaited: Awaited | None) -> str:
+    """Write the scripts of a batch and submit it; the job id, of an array that of all of it."""
+    folders = [member.folder for member in batch]
+    links = group.link(folders) if len(batch) > 1 else None
+    site = site_of(folders[0])
+    ours = work(batch, site, turn, links, awaited.after if awaited else None)
+    script = render(ours)
+    for member in batch:
+        write_attempt(replace(ours, folder=member.folder.path), script)
+    job_ids = hand_over(folders, batch[0].attempt, awaited, job_name(ours))
+    job_id = whole(job_ids[0], site)
+    if groups.is_called_off(group):  # by somebody who could not see this job yet
+        end(job_id, [(member.folder, member.attempt) for member in batch], site)
+    return job_id

@@ -1,0 +1,87 @@
+"""Waiting for a sweep: what had no room is submitted when there is some, what goes on by itself goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hpcdl.run_folder import RunFolder
+from hpcdl.runs.chains.deciding import Stop
+from hpcdl.runs.record import Attempt, RunState
+from hpcdl.runs.sweeps import groups
+from hpcdl.runs.sweeps.groups import Group
+from hpcdl.workflow import dispatching, going_on
+from hpcdl.workflow.arrays import Member
+from hpcdl.workflow.following import refresh
+
+
+class Seen(NamedTuple):
+    """How a sweep stands."""
+
+    points: Sequence[tuple[RunFolder, Attempt]]
+    waiting: Sequence[Member]  # those that are to be submitted
+
+
+class Stay:
+    """Somebody who stays until every point of a sweep is over.
+
+    Args:
+        group: the sweep.
+        left: points that were to be submitted, and for which there was no room.
+    """
+
+    def __init__(self, group: Group, left: Iterable[Member] = ()) -> None:
+        self._group = group
+        self._left = _numbers(left)
+        self._ended: dict[Path, int] = {}  # the newest attempt of points that do not go on
+
+    def look(self) -> Seen:
+        """Ask how the points stand.
+
+        Raises:
+            SchedulerError: it does not answer.
+        """
+        folders = self._group.folders
+        points = list(zip(folders, refresh(folders), strict=True))
+        if groups.is_called_off(self._group):
+            return Seen(points, ())
+        waiting = {folder: attempt for folder, attempt in points if self._waits(folder, attempt)}
+        # Asked once more, as nothing may be submitted twice; of what never was, nobody is asked.
+        members = dispatching.chosen(list(waiting), frozenset(RunState)) if waiting else []
+        return Seen(points, [each for each in members if _stands_as(each.before, waiting[each.folder])])
+
+    def _waits(self, folder: RunFolder, attempt: Attempt) -> bool:
+        left = self._left.get(folder.path) == attempt.number and attempt.state.over
+        return left or attempt.state is RunState.PREPARED
+
+    def go_on(self, seen: Seen) -> int:
+        """Submit what there is room for, and what goes on; how many points are over.
+
+        Raises:
+            UsageError, SchedulerError: a point could not be submitted.
+        """
+        if seen.waiting:
+            self._left = _numbers(dispatching.send(self._group, seen.waiting).left)
+        off = groups.is_called_off(self._group)
+        waiting = set() if off else {member.folder.path for member in seen.waiting}
+        return sum(self._is_over(*each, off=off) for each in seen.points if each[0].path not in waiting)
+
+    def _is_over(self, folder: RunFolder, attempt: Attempt, *, off: bool) -> bool:
+        if not attempt.state.over:
+            return off and attempt.state is RunState.PREPARED
+        if attempt.state is RunState.COMPLETED or self._ended.get(folder.path) == attempt.number:
+            return True
+        if not isinstance(going_on.advance_seen(folder, attempt).decision, Stop):
+            return False
+        self._ended[folder.path] = attempt.number
+        return True
+
+
+def _stands_as(attempt: Attempt, before: Attempt) -> bool:
+    return (attempt.number, attempt.state) == (before.number, before.state)
+
+
+def _numbers(members: Iterable[Member]) -> dict[Path, int]:
+    """The newest attempt of each: who makes another one takes the point off our hands."""
+    return {member.folder.path: member.before.number for member in members}
