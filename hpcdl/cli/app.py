@@ -8,27 +8,40 @@ from typing import Annotated
 import typer
 
 from hpcdl.cli.flags import (
+    After,
     Assumptions,
+    AtOnce,
     Compare,
+    DryRun,
     EngineName,
     Experiment,
     Explain,
+    ExplainScript,
+    Follow,
     Gpus,
     Json,
     Nodes,
     PlanGpus,
     Plot,
     ProfileFile,
+    Repeat,
     Run,
+    RunOrSweep,
     Runs,
     Settings,
+    SettingsAgain,
     Simulate,
+    SiteAgain,
     SiteOption,
+    SkipInfeasible,
     Tokens,
     Top,
+    Wait,
     Weak,
     WhatIf,
 )
+from hpcdl.cli.run_verbs import run_app
+from hpcdl.cli.site_verbs import site_app
 
 # Plain help: drawing it with rich would take longer than the rest of `hpcdl --help` together.
 app = typer.Typer(
@@ -39,8 +52,6 @@ app = typer.Typer(
     help="Plan, launch and run deep-learning training on HPC machines.",
     epilog="Start with: hpcdl plan examples/quickstart.yaml",
 )
-site_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Machines that hpcdl knows.")
-app.add_typer(site_app, name="site")
 
 
 def _version(wanted: bool) -> None:
@@ -90,7 +101,7 @@ def plan(
     plot: Plot = None,
     json: Json = False,
 ) -> None:
-    """Show which decompositions fit, how fast each will be and why the others lose."""
+    """Show which decompositions fit and how fast each is. Why the others lose, too."""
     from hpcdl.cli.plans.asking import Ask, View
     from hpcdl.cli.plans.planning import show
 
@@ -115,105 +126,139 @@ def plan(
     show(ask, View(top, explain, assumptions, disturbed, plot, json))
 
 
-@app.command(epilog="Example: hpcdl submit exp.yaml --nodes 2 --set training.steps=1000 --follow")
+_SUBMIT_EXAMPLES = """\b
+Examples:
+  hpcdl submit exp.yaml --nodes 2 --set training.steps=1000 --follow
+  hpcdl submit exp.yaml --site perlmutter --nodes 2 --dry-run --explain
+  hpcdl submit exp.yaml --repeat 5 --at-once 2
+  hpcdl submit next.yaml --after last
+  hpcdl submit sweep.yaml --dry-run
+"""
+
+
+@app.command(epilog=_SUBMIT_EXAMPLES)
 def submit(
     experiment: Experiment,
     site: SiteOption = "local",
     gpus: Gpus = None,
     nodes: Nodes = None,
     settings: Settings = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the batch script; write and submit nothing.")
-    ] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Return when the run is over, with its exit code.")
-    ] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show progress until the run is over; Ctrl-C detaches.")
-    ] = False,
+    after: After = None,
+    repeat: Repeat = None,
+    at_once: AtOnce = None,
+    skip_infeasible: SkipInfeasible = False,
+    dry_run: DryRun = False,
+    explain: ExplainScript = False,
+    wait: Wait = False,
+    follow: Follow = False,
     runs: Runs = None,
     json: Json = False,
 ) -> None:
     """Plan, write the batch script, submit it."""
     from hpcdl.cli import submitting
-    from hpcdl.workflow import Request
+    from hpcdl.workflow.studying import Request
+    from hpcdl.workflow.sweeping import is_sweep
 
-    request = Request(experiment, site, settings or [], gpus, nodes)
-    if dry_run:
-        submitting.show_script(request)
+    ask = submitting.Ask(
+        Request(experiment, site, settings or [], gpus, nodes), after, repeat, at_once, skip_infeasible
+    )
+    if is_sweep(ask.request) and not explain:
+        from hpcdl.cli.sweeps import drafting
+        from hpcdl.cli.sweeps import submitting as sweeps
+
+        if dry_run:
+            drafting.show(ask, runs, json=json)
+        else:
+            sweeps.submit(ask, runs, watch=submitting.Watch.chosen(wait=wait, follow=follow), json=json)
+    elif explain:
+        submitting.show_origins(ask, runs, dry_run=dry_run, json=json)
+    elif dry_run:
+        submitting.show_script(ask, runs, json=json)
     else:
-        submitting.submit(request, runs, watch=submitting.Watch.chosen(wait=wait, follow=follow), json=json)
+        submitting.submit(ask, runs, watch=submitting.Watch.chosen(wait=wait, follow=follow), json=json)
 
 
-@app.command("list")
-def list_runs(runs: Runs = None, json: Json = False) -> None:
-    """List all runs with their state."""
-    from hpcdl.cli import watching
-
-    watching.list_runs(runs, json=json)
-
-
-@app.command()
-def status(run: Run, runs: Runs = None, json: Json = False) -> None:
-    """Show the state of a run, its progress and, if it failed, which rank failed first."""
-    from hpcdl.cli import watching
-
-    watching.status(run, runs, json=json)
-
-
-@app.command(epilog="Example: hpcdl logs last --rank 0 --follow")
-def logs(
-    run: Run,
-    rank: Annotated[int | None, typer.Option("--rank", "-r", min=0, help="Only this rank.")] = None,
-    attempt: Annotated[
-        int | None, typer.Option("--attempt", "-a", min=1, help="Which attempt [default: newest].")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run is over; Ctrl-C stops.")
-    ] = False,
-    runs: Runs = None,
-) -> None:
-    """Print the logs of a run, each line with its rank."""
-    from hpcdl.cli import watching
-
-    watching.logs(run, runs, watching.LogChoice(rank, attempt), follow=follow)
-
-
-@app.command()
-def cancel(run: Run, runs: Runs = None) -> None:
-    """Ask the scheduler to end a run."""
+@app.command(epilog="Example: hpcdl cancel last")
+def cancel(run: RunOrSweep, runs: Runs = None) -> None:
+    """End a run, or what is not over of a sweep."""
     from hpcdl.cli import watching
 
     watching.cancel(run, runs)
 
 
-@app.command()
+_RESUME_EXAMPLES = """\b
+Examples:
+  hpcdl resume last --follow
+  hpcdl resume last --gpus 8
+  hpcdl resume last --nodes 4 --set parallelism.data=8 --dry-run
+  hpcdl resume last --set resources.walltime=12:00:00
+  hpcdl resume SWEEP --failed
+"""
+
+
+@app.command(epilog=_RESUME_EXAMPLES)
 def resume(
-    run: Run,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show progress until the run is over.")
+    run: RunOrSweep,
+    gpus: Gpus = None,
+    nodes: Nodes = None,
+    settings: SettingsAgain = None,
+    site: SiteAgain = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Of a sweep: the points that failed.")] = False,
+    cancelled: Annotated[
+        bool, typer.Option("--cancelled", help="Of a sweep: the points that were cancelled.")
     ] = False,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    follow: Follow = False,
     runs: Runs = None,
+    json: Json = False,
 ) -> None:
-    """Submit a run that ended early again; it continues from its newest checkpoint."""
+    """Submit a run that ended early again. It continues from its newest checkpoint, on more GPUs if asked.
+
+    Of a sweep, the points that were not submitted yet or that paused, or those that failed.
+    """
     from hpcdl.cli import submitting
+    from hpcdl.cli.sweeps import submitting as sweeps
+    from hpcdl.workflow.reshaping import Change
 
-    submitting.resume(run, runs, follow=follow)
+    again = submitting.Again(run, runs, Change(tuple(settings or ()), gpus, nodes, site))
+    watch = submitting.Watch.chosen(wait=wait, follow=follow)
+    if sweeps.resumed(again, sweeps.Which(failed, cancelled, dry_run), watch, json=json):
+        return
+    if dry_run:
+        submitting.show_next(again, json=json)
+    else:
+        submitting.resume(again, watch=watch, json=json)
 
 
-@app.command(epilog="Example: hpcdl collect last --output report.tar.gz")
-def collect(
+_ADVANCE_EXAMPLES = """\b
+Examples:
+  hpcdl advance last
+  */10 * * * * cd $HOME/experiments && hpcdl advance RUN    # a line of crontab, on a login node
+"""
+
+
+@app.command(epilog=_ADVANCE_EXAMPLES)
+def advance(
     run: Run,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Archive to write [default: RUN.tar.gz]."),
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", min=1, hidden=True, help="Which attempt calls this at its end.")
     ] = None,
+    ended: Annotated[str, typer.Option("--ended", hidden=True, help="How it ended.")] = "well",
     runs: Runs = None,
 ) -> None:
-    """Pack a run's specification, script, logs and metrics into one archive."""
-    from hpcdl.cli import watching
+    """Submit the next attempt if the run goes on. Anybody may, at any time."""
+    from hpcdl.cli import advancing
 
-    watching.collect(run, runs, output)
+    advancing.advance(run, runs, None if attempt is None else (attempt, ended))
+
+
+@app.command(hidden=True)
+def completed(runs: Annotated[list[Path], typer.Argument(metavar="RUN...")]) -> None:
+    """Exit with 75 unless all of these runs have completed. A job that waited for them calls it."""
+    from hpcdl.cli import advancing
+
+    advancing.check_completed(runs)
 
 
 @app.command(epilog="Example: hpcdl export last my-model --step 500")
@@ -225,38 +270,28 @@ def export(
     ] = None,
     runs: Runs = None,
 ) -> None:
-    """Write a checkpoint's weights in Hugging Face layout (GPT-2 or Llama)."""
+    """Write weights in Hugging Face layout. Of the newest checkpoint or another; GPT-2 or Llama."""
     from hpcdl.cli import exporting
 
     exporting.export(run, runs, out, step)
 
 
+def _complete_kind(incomplete: str) -> list[str]:
+    return [kind for kind in ("experiment", "site") if kind.startswith(incomplete)]
+
+
 @app.command(epilog="Example: hpcdl schema experiment > experiment.schema.json")
 def schema(
-    kind: Annotated[str, typer.Argument(metavar="experiment|site", help="Which file's schema.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="experiment|site", help="Which file's schema.", autocompletion=_complete_kind),
+    ],
 ) -> None:
-    """Print the JSON Schema of experiment or site files, for editors."""
+    """Print the JSON Schema of a kind of file, for editors."""
     from hpcdl.cli import describing
 
     describing.schema(kind)
 
 
-@site_app.command("list")
-def site_list(json: Json = False) -> None:
-    """List the machines that have a site file."""
-    from hpcdl.cli import describing
-
-    describing.list_sites(json=json)
-
-
-@site_app.command("show")
-def site_show(
-    name: Annotated[
-        str, typer.Argument(metavar="SITE", help="A name from `hpcdl site list`, or a site file.")
-    ],
-    json: Json = False,
-) -> None:
-    """Show what is known of a machine."""
-    from hpcdl.cli import describing
-
-    describing.show_site(name, json=json)
+app.add_typer(run_app)
+app.add_typer(site_app, name="site")

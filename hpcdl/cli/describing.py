@@ -1,50 +1,43 @@
-"""``hpcdl schema`` and ``hpcdl site``: what files look like and which machines are known."""
+"""``hpcdl schema``: what files look like."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from hpcdl.cli import render
 from hpcdl.errors import UsageError
-from hpcdl.sites.load import available, load_site
 from hpcdl.sites.site import Site
-from hpcdl.spec.experiment import Experiment
+from hpcdl.spec.reading import AnyExperiment
 
-_SCHEMAS: dict[str, type[BaseModel]] = {"experiment": Experiment, "site": Site}
+
+def _site() -> dict[str, Any]:
+    schema: dict[str, Any] = _partial(Site.model_json_schema())
+    return schema
+
+
+def _partial(schema: Any) -> Any:
+    """``schema`` for a file that leaves to others what it extends, or takes out by null what they say."""
+    if isinstance(schema, list):
+        return [_partial(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    part = {key: _partial(value) for key, value in schema.items() if key != "required"}
+    if isinstance(part.get("additionalProperties"), dict):
+        part["additionalProperties"] = {"anyOf": [part["additionalProperties"], {"type": "null"}]}
+    return part
+
+
+_SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "experiment": TypeAdapter[AnyExperiment](AnyExperiment).json_schema,
+    "site": _site,
+}
 
 
 def schema(kind: str) -> None:
     """Print the JSON Schema of one kind of file."""
     if kind not in _SCHEMAS:
         raise UsageError(f"there is no schema {kind!r}; known: {', '.join(_SCHEMAS)}")
-    render.print_json(_SCHEMAS[kind].model_json_schema())
-
-
-def list_sites(*, json: bool) -> None:
-    """Show every known machine."""
-    sites = [load_site(name) for name in ("local", *sorted(available()))]
-    rows = [
-        {
-            "name": site.name,
-            "scheduler": site.scheduler.kind,
-            "device": site.node(None).device.model,
-            "devices_per_node": site.node(None).devices,
-            "partitions": list(site.partitions),
-            "status": site.identity.status,
-            "last_verified": site.identity.last_verified,
-        }
-        for site in sites
-    ]
-    if json:
-        render.print_json(rows)
-    else:
-        render.sites(rows)
-
-
-def show_site(name: str, *, json: bool) -> None:
-    """Show one machine, completely."""
-    site = load_site(name)
-    if json:
-        render.print_json(site.model_dump(mode="json"))
-    else:
-        render.site(site)
+    render.print_json(_SCHEMAS[kind]())

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import typer
 
-from hpcdl import shell, workflow
+from hpcdl import shell
 from hpcdl.cli import render
-from hpcdl.errors import EngineError
+from hpcdl.cli.sweeps.groups import one_run
+from hpcdl.errors import EngineError, UsageError
 from hpcdl.runs import store
+from hpcdl.spec.experiment import ResolvedRun
+from hpcdl.workflow import following
 
 _TIMEOUT_S = 24 * 3600.0
 
@@ -19,10 +22,16 @@ def export(run: str, runs: Path | None, out: Path, step: int | None) -> None:
     """Write the weights of a run's checkpoint for the library ``transformers``.
 
     Raises:
+        UsageError: the run is not the bundled engine's.
         EngineError: with the engine's own words when it could not.
     """
-    folder = store.find(run, store.runs_folder(runs))
-    python = workflow.site_of(folder).software.python or sys.executable
+    folder = one_run(run, store.runs_folder(runs))
+    if not isinstance(store.resolved(folder), ResolvedRun):
+        raise UsageError(
+            f"{folder.path.name} ran a command of yours, whose checkpoints hpcdl does not know",
+            "export writes those of the bundled engine",
+        )
+    python = following.site_of(folder).software.python or sys.executable
     chosen = [] if step is None else ["--step", str(step)]
     command = [python, "-m", "hpcdl.engine.export", str(folder.path), str(out.absolute()), *chosen]
     with render.busy("exporting"):

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+AUTO = "auto"
+
 
 def _complete_engine(incomplete: str) -> list[str]:
     from hpcdl.planner.engines import ENGINES
@@ -20,10 +22,20 @@ def _complete_what_if(incomplete: str) -> list[str]:
     return [f"{name}=" for name in KEYS if name.startswith(incomplete)]
 
 
-def _complete_site(incomplete: str) -> list[str]:
+def complete_site(incomplete: str) -> list[str]:
+    """Names of sites that begin so."""
     from hpcdl.sites.load import LOCAL, available
 
-    return [name for name in (LOCAL, *available()) if name.startswith(incomplete)]
+    return [name for name in (LOCAL, AUTO, *available()) if name.startswith(incomplete)]
+
+
+def site_name(given: str) -> str:
+    """The site's name; ``auto`` is the machine this is."""
+    if given != AUTO:
+        return given
+    from hpcdl.cli.sites import this_machine
+
+    return this_machine()
 
 
 Experiment = Annotated[Path, typer.Argument(metavar="EXP", help="Experiment file (YAML).")]
@@ -33,8 +45,9 @@ SiteOption = Annotated[
         "--site",
         "-s",
         envvar="HPCDL_SITE",
-        help="Machine: a name from `hpcdl site list`, or a site file.",
-        autocompletion=_complete_site,
+        help="Machine: a name from `hpcdl site list`, a site file, or `auto` for the one this is.",
+        autocompletion=complete_site,
+        callback=site_name,
     ),
 ]
 Gpus = Annotated[int | None, typer.Option("--gpus", "-g", min=1, help="Devices in all, one rank each.")]
@@ -50,7 +63,32 @@ Settings = Annotated[
         "--set", metavar="KEY=VALUE", help="Change one key of the experiment, e.g. training.steps=50."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object or array instead of a table.")]
+SettingsAgain = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key from now on, e.g. checkpoint.every=50; what is learned cannot change.",
+    ),
+]
+SiteAgain = Annotated[
+    str | None,
+    typer.Option(
+        "--site",
+        "-s",
+        help="Read this site file as it is now [default: the run's, as it was when it was submitted].",
+        autocompletion=complete_site,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the batch script; write and submit nothing.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when the run is over, with its exit code.")]
+Follow = Annotated[
+    bool, typer.Option("--follow", "-f", help="Show progress until the run is over; Ctrl-C detaches.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object or array instead of text.")]
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object a line: rank, text, time, attempt.")
+]
 Runs = Annotated[
     Path | None,
     typer.Option("--runs", metavar="DIR", help="Folder of runs [default: $HPCDL_RUNS or ./runs]."),
@@ -71,6 +109,62 @@ Run = Annotated[
     ),
 ]
 
+SeveralRuns = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="Run ids, unambiguous prefixes, paths, or `last`.",
+        autocompletion=_complete_run,
+    ),
+]
+RunOrSweep = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Run id or name of a sweep, an unambiguous prefix, a path, or `last`.",
+        autocompletion=_complete_run,
+    ),
+]
+
+
+def _complete_sweep(context: typer.Context, incomplete: str) -> list[str]:
+    from hpcdl.runs import store
+    from hpcdl.runs.sweeps import groups
+
+    known = groups.names(store.runs_folder(context.params.get("runs")))
+    return [name for name in [*reversed(known), "last"] if name.startswith(incomplete)]
+
+
+Sweep = Annotated[
+    str,
+    typer.Argument(
+        metavar="SWEEP", help="A sweep's name or its beginning, or `last`.", autocompletion=_complete_sweep
+    ),
+]
+SkipInfeasible = Annotated[
+    bool, typer.Option("--skip-infeasible", help="Of a sweep: leave out the points that cannot run.")
+]
+ExplainScript = Annotated[
+    bool,
+    typer.Option("--explain", help="With --dry-run: who asked for each line, and where that is written."),
+]
+After = Annotated[
+    str | None,
+    typer.Option(
+        "--after",
+        metavar="RUN[,RUN...][:ok|any|failed]",
+        help="Start when these runs of the same site have completed (:any ended, :failed failed).",
+        autocompletion=_complete_run,
+    ),
+]
+Repeat = Annotated[
+    int | None,
+    typer.Option("--repeat", min=1, metavar="N", help="N runs, each with the next seed, as one job array."),
+]
+AtOnce = Annotated[
+    int | None,
+    typer.Option("--at-once", min=1, metavar="N", help="Of --repeat or a sweep, run at most N at a time."),
+]
 PlanGpus = Annotated[
     str | None,
     typer.Option(

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import yaml
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
+from rich.text import Text
 
+from hpcdl.cli import failing
+from hpcdl.errors import EngineError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
-from hpcdl.runs.logs import Line, last_lines
-from hpcdl.runs.metrics import Progress, planned_step_seconds
+from hpcdl.runs.failures.diagnosis import diagnose
+from hpcdl.runs.metrics import Progress, planned_step_seconds, progress, steps
 from hpcdl.runs.record import Attempt
-from hpcdl.sites.site import Site
-from hpcdl.units import format_count, format_seconds
-from hpcdl.workflow import Snapshot, Study
+from hpcdl.runs.shapes import since
+from hpcdl.schedulers.explain import Line as ScriptLine
+from hpcdl.units import format_count, format_seconds, sayable
+from hpcdl.workflow.following import Snapshot
 
+if TYPE_CHECKING:  # it brings the planner, which takes longer to load than a thousand runs to list
+    from hpcdl.workflow.studying import Study
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 # A pipe has no width: nothing is folded or cut for it.
-_PIPE_WIDTH = 200
-_WIDEST = 10_000  # columns that a table may take
+_PIPE_WIDTH = 100_000
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -45,9 +52,14 @@ _COLOURS = {
     "running": "cyan",
     "queued": "yellow",
     "prepared": "yellow",
+    "paused": "yellow",
     "cancelled": "dim",
 }
-_LOG_TAIL = 20
+
+
+def coloured() -> bool:
+    """Whether standard output shows colours."""
+    return _out.is_terminal and not _out.no_color and _out.color_system is not None
 
 
 def line(markup: str) -> None:
@@ -66,10 +78,11 @@ Side = Literal["left", "right"]
 
 
 class Row(NamedTuple):
-    """One row of a table, perhaps in a colour."""
+    """One row of a table, perhaps in a colour, perhaps with some columns in colours of their own."""
 
     cells: Sequence[str]
     style: str | None = None
+    styles: Mapping[int, str] = MappingProxyType({})
 
 
 def table(columns: Mapping[str, Side], rows: Iterable[Row]) -> None:
@@ -77,13 +90,37 @@ def table(columns: Mapping[str, Side], rows: Iterable[Row]) -> None:
 
     None is cut on a narrow terminal, which folds the lines itself: half a number is a wrong one.
     """
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for name, side in columns.items():
-        drawn.add_column(name, justify=side, no_wrap=True)
-    for row in rows:
-        drawn.add_row(*map(escape, row.cells), style=row.style)
-    drawn.width = Measurement.get(_out, _out.options.update_width(_WIDEST), drawn).maximum
-    _out.print(drawn, crop=False)
+    whole = [_on_one_line(row) for row in (Row(tuple(columns), "bold"), *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*(row.cells for row in whole), strict=True)]
+    places = list(zip(widths, columns.values(), strict=True))
+    with _out:  # one write for all
+        for row in whole:
+            _out.print(_aligned(row, places), soft_wrap=True)
+
+
+def _on_one_line(row: Row) -> Row:
+    """An argument of a command may be a whole program."""
+    return row._replace(cells=[cell if cell.isprintable() else printable(cell) for cell in row.cells])
+
+
+def printable(text: str) -> str:
+    """Text on one line, without what would move the cursor."""
+    return _UNPRINTABLE.sub(" ", text)
+
+
+def quoted(text: str) -> str:
+    """What a program or a scheduler said, as markup on one line."""
+    return escape(printable(text))
+
+
+def _aligned(row: Row, places: Sequence[tuple[int, Side]]) -> Text:
+    line = Text(style=row.style or "")
+    for place, (cell, (width, side)) in enumerate(zip(row.cells, places, strict=True)):
+        space = " " * (width - cell_len(cell))
+        line.append("  " if place else "")
+        line.append(space + cell if side == "right" else cell + space, row.styles.get(place))
+    line.rstrip()
+    return line
 
 
 def plain(words: str, style: str | None = None) -> None:
@@ -91,10 +128,20 @@ def plain(words: str, style: str | None = None) -> None:
     _out.print(escape(words), style=style)
 
 
+def raw(text: str) -> None:
+    """Print text as it is, for a file or a pipe."""
+    sys.stdout.write(text)
+
+
 def print_json(value: Any) -> None:
-    """Print one JSON value (a string is taken as JSON already)."""
-    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-    sys.stdout.write(text.rstrip("\n") + "\n")
+    """Print one JSON value; numbers that are not finite, for which JSON has no form, as words."""
+    sys.stdout.write(json_text(sayable(value), indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON in letters that standard output has."""
+    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+    return json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 
 
 @contextmanager
@@ -125,20 +172,42 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def _state(state: str) -> str:
-    return f"[{_COLOURS.get(state, 'red')}]{escape(state)}[/]"
+def colour(state: str) -> str:
+    """That of a run's state."""
+    return _COLOURS.get(state, "red")
+
+
+def state(state: str) -> str:
+    """A run's state as markup, in its colour."""
+    return f"[{colour(state)}]{escape(state)}[/]"
 
 
 # --- submitting and following --------------------------------------------------------------------
 
 
-def submitted(study: Study, folder: RunFolder, job_id: str) -> None:
+def submitted(study: Study, attempts: Mapping[RunFolder, Attempt]) -> None:
     """What was submitted, and where."""
     ranks = study.layout.ranks
     on = f" on {ranks} ranks" if ranks > 1 else ""
-    _out.print(f"running [bold]{study.decomposition}[/]{on}")
-    _out.print(f"submitted [bold]{folder.path.name}[/] as job {escape(job_id)} on {study.site.name}")
-    _out.print(f"run folder: {escape(str(folder.path))}")
+    _out.print(f"running [bold]{escape(study.what)}[/]{on}")
+    for folder, attempt in attempts.items():
+        job = escape(str(attempt.job_id))
+        _out.print(f"submitted [bold]{folder.path.name}[/] as job {job} on {study.site.name}")
+    first = next(iter(attempts.values()))
+    if first.wait:
+        _out.print(f"waits {first.wait}")
+    if first.expected_start:
+        _out.print(f"expected to start: {escape(first.expected_start)}")
+    for folder in attempts:
+        _out.print(f"run folder: {escape(str(folder.path))}")
+
+
+def origins(lines: Iterable[ScriptLine]) -> None:
+    """The lines of a script, each above who asked for it and where."""
+    for each in lines:
+        told = ", ".join(filter(None, (str(each.origin), each.place, each.note)))
+        _out.print(escape(each.text), soft_wrap=True)
+        _out.print(f"    {escape(told)}", style="dim", soft_wrap=True)
 
 
 def next_commands(folder: RunFolder, verbs: Sequence[str]) -> None:
@@ -167,17 +236,17 @@ def _follow_bar(snapshots: Iterator[Snapshot]) -> Snapshot:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
     from rich.progress import Progress as Bars  # noqa: PLC0415 - as above
 
-    state, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
-    columns = (state, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    what, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    columns = (what, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Bars(*columns, console=_out) as bars:
         task = bars.add_task("queued", total=None, rate="")
         for last in snapshots:
             bars.update(
                 task,
                 total=last.steps,
-                completed=last.progress.step,
+                completed=last.lately.step,
                 rate=_rate(last),
-                description=_state(last.attempt.state.value),
+                description=state(last.attempt.state.value),
             )
     return last
 
@@ -186,15 +255,16 @@ def _follow_lines(snapshots: Iterator[Snapshot]) -> Snapshot:
     """Without a terminal: a line when the state changes and at every twentieth of the way."""
     shown = ("", -1)
     for last in snapshots:
-        part = 20 * last.progress.step // last.steps
+        part = 20 * last.lately.step // last.steps if last.steps else 0
         if shown != (now := (last.attempt.state.value, part)):
-            _out.print(f"{now[0]}  step {last.progress.step}/{last.steps}  {_rate(last)}".rstrip())
+            done = f"step {last.lately.step}/{last.steps}" if last.steps else ""
+            _out.print(f"{now[0]}  {done}  {_rate(last)}".rstrip())
             shown = now
     return last
 
 
 def _rate(snapshot: Snapshot) -> str:
-    done = snapshot.progress
+    done = snapshot.lately
     if done.last_loss is None or done.tokens_per_second is None:
         return ""
     return f"loss {done.last_loss:.4f}  {format_count(done.tokens_per_second)} tokens/s"
@@ -202,27 +272,24 @@ def _rate(snapshot: Snapshot) -> str:
 
 def summary(folder: RunFolder, last: Snapshot) -> None:
     """How a completed run went."""
-    done = last.progress
-    _out.print(f"[green]completed[/] {done.step} steps, {format_seconds(done.seconds)} of training")
+    done = progress(steps(folder), since(store.events(folder)))
+    name = escape(folder.path.name)
+    what = f"{done.step} steps, {format_seconds(done.seconds)} of training" if last.steps else name
+    _out.print(f"[green]completed[/] {what}")
     if done.first_loss is not None and done.last_loss is not None and done.tokens_per_second is not None:
         _out.print(f"loss {done.first_loss:.4f} -> [bold]{done.last_loss:.4f}[/]")
         _out.print(f"{format_count(done.tokens_per_second)} tokens/s, {_step_time(folder, done)}")
     _out.print(f"run folder: {escape(str(folder.path))}")
     _out.print("next, try:")
-    next_commands(folder, ("status", "logs --rank 0", "collect"))
+    next_commands(folder, ("status", "report", "logs --rank 0", "collect"))
 
 
-def failure(folder: RunFolder, attempt: Attempt) -> None:
-    """The last words of the rank that failed first, or of the job."""
-    culprit = store.culprit(folder, attempt)
-    path = (
-        folder.job_log(attempt.number) if culprit is None else folder.rank_log(attempt.number, culprit.rank)
-    )
-    lines = last_lines(path, _LOG_TAIL)
-    if lines:
-        _err.print(f"[red]last lines of {escape(str(path))}[/]")
-        for text in lines:
-            _err.print(f"  {escape(text)}")
+def ended_badly(folder: RunFolder, attempt: Attempt) -> EngineError:
+    """Show the last words of the ranks of a run that failed; returns what is to be said of it then."""
+    for text, style in failing.last_words(folder, attempt, diagnose(folder, attempt)):
+        _err.print(quoted(text), style=style)
+    why = printable(attempt.reason) or "no reason given"
+    return EngineError(f"{folder.path.name} {attempt.state.value}: {why}")
 
 
 def _step_time(folder: RunFolder, done: Progress) -> str:
@@ -230,94 +297,3 @@ def _step_time(folder: RunFolder, done: Progress) -> str:
     measured = f"{format_seconds(done.step_seconds or 0)} a step"
     planned = planned_step_seconds(folder)
     return measured if planned is None else f"{measured} (planned {format_seconds(planned)})"
-
-
-# --- runs ----------------------------------------------------------------------------------------
-
-
-def runs(rows: Sequence[dict[str, Any]], where: object) -> None:
-    """All runs as a table."""
-    if not rows:
-        _out.print(f"no runs in {escape(str(where))} yet; start one with: hpcdl submit EXP.yaml")
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "state", "site", "decomposition", "job", "step", "loss"):
-        table.add_column(name, justify="right" if name in ("step", "loss") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(
-            row["run"],
-            _state(row["state"]),
-            row["site"],
-            row["decomposition"],
-            escape(str(row["job_id"] or "-")),
-            f"{row['step']}/{row['steps']}",
-            "-" if row["last_loss"] is None else f"{row['last_loss']:.4f}",
-        )
-    _out.print(table)
-
-
-def status(folder: RunFolder, record: dict[str, Any]) -> None:
-    """One run, its attempts and its first failure."""
-    _out.print(f"[bold]{record['run']}[/]  {_state(record['state'])}  {escape(record['reason'])}")
-    _out.print(f"site {record['site']}, {record['decomposition']}, step {record['step']}/{record['steps']}")
-    if record["last_loss"] is not None:
-        rate = format_count(record["tokens_per_second"])
-        _out.print(f"loss {record['first_loss']:.4f} -> {record['last_loss']:.4f}, {rate} tokens/s")
-    if use := _use(record):
-        _out.print(use)
-    if record["validation_loss"] is not None:
-        _out.print(f"validation loss {record['validation_loss']:.4f}")
-    for number, attempt in enumerate(record["attempts"], start=1):
-        code = "" if attempt["exit_code"] is None else f", exit code {attempt['exit_code']}"
-        _out.print(
-            f"attempt {number}: job {escape(str(attempt['job_id']))}, {_state(attempt['state'])}{code}"
-        )
-    if record["first_failure"]:
-        first = record["first_failure"]
-        _out.print(
-            f"[red]first failure:[/] rank {first['rank']} on {first['host']}: {escape(first['reason'])}"
-        )
-        _out.print(f"its log: {escape(first['log'])}")
-    _out.print(f"run folder: {escape(str(folder.path))}")
-
-
-def _use(record: dict[str, Any]) -> str:
-    """How well rank 0 uses its device; empty where nothing is known."""
-    parts = [] if record["mfu"] is None else [f"MFU {record['mfu']:.1%}"]
-    shares = sorted(record["spent"].items(), key=lambda item: -item[1])
-    if shares:
-        parts.append("time of rank 0: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
-    return "; ".join(parts)
-
-
-def log_lines(lines: Iterable[Line]) -> None:
-    """Log lines, each after the rank it came from."""
-    for each in lines:
-        source = "job" if each.rank is None else f"rank {each.rank}"
-        sys.stdout.write(f"{source:>8} | {each.text}\n")
-    sys.stdout.flush()
-
-
-# --- sites ---------------------------------------------------------------------------------------
-
-
-def sites(rows: Sequence[dict[str, Any]]) -> None:
-    """Known machines as a table."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("site", "scheduler", "devices a node", "partitions", "status", "verified"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        devices = f"{row['devices_per_node']} x {row['device']}"
-        partitions = ", ".join(row["partitions"])
-        table.add_row(
-            row["name"], row["scheduler"], devices, partitions, row["status"], row["last_verified"] or "-"
-        )
-    _out.print(table)
-
-
-def site(chosen: Site) -> None:
-    """One machine as YAML: what its file says."""
-    text = yaml.safe_dump(
-        chosen.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
-    )
-    sys.stdout.write(text)

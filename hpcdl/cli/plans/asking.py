@@ -8,15 +8,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hpcdl import workflow
 from hpcdl.errors import UsageError
 from hpcdl.planner.counts import counts
 from hpcdl.planner.engines import find_engine
 from hpcdl.planner.layout import find_partition, spread
 from hpcdl.planner.question import Question
+from hpcdl.sites.node import Device
 from hpcdl.sites.profile import read_profile
-from hpcdl.sites.site import Device
+from hpcdl.spec.command import CommandExperiment
 from hpcdl.spec.entry import EntryModel
+from hpcdl.workflow import studying
 
 if TYPE_CHECKING:
     from hpcdl.cli.plans.simulating import Simulation
@@ -48,10 +49,10 @@ class Ask:
         """Whether a table of numbers of devices is wanted, be it of one number."""
         return len(self.counts) > 1 or self.tokens is not None
 
-    def request(self, file: Path) -> workflow.Request:
+    def request(self, file: Path) -> studying.Request:
         """``file`` with the same flags, for one number of devices."""
         gpus = self.counts[0] if self.counts else None
-        return workflow.Request(file, self.site, self.settings, gpus, self.nodes)
+        return studying.Request(file, self.site, self.settings, gpus, self.nodes)
 
 
 @dataclass(frozen=True)
@@ -112,31 +113,36 @@ def plots(path: Path) -> ModuleType:
     return drawing
 
 
-def question(ask: Ask, inputs: workflow.Inputs) -> Question:
+def question(ask: Ask, inputs: studying.Inputs) -> Question:
     """What is asked.
 
     Raises:
-        UsageError: a model of the user's own, an engine that nobody knows, or a profile that is none.
+        UsageError: a model or a command of the user's own, an unknown engine, or a profile that is none.
     """
+    if isinstance(inputs.experiment, CommandExperiment):
+        raise UsageError(
+            f"hpcdl plan knows what the bundled engine costs, but nothing of {inputs.experiment.command}",
+            f"submit it: it would be started on {devices(inputs)} ranks",
+        )
     if isinstance(inputs.experiment.model, EntryModel):
         raise UsageError(
             "hpcdl plan knows what transformers cost, but nothing of a model of your own (model.entry)",
-            f"submit it: it would run {workflow.unplanned(inputs.experiment, devices(inputs))}",
+            f"submit it: it would run {studying.unplanned(inputs.experiment, devices(inputs))}",
         )
     profile = None if ask.profile is None else read_profile(ask.profile, _device(inputs))
     return Question(inputs.experiment, inputs.site, find_engine(ask.engine), profile)
 
 
-def _device(inputs: workflow.Inputs) -> Device:
+def _device(inputs: studying.Inputs) -> Device:
     site = inputs.site
     return site.nodes[find_partition(inputs.experiment.resources.queue, site)[1].node].device
 
 
-def devices(inputs: workflow.Inputs) -> int:
+def devices(inputs: studying.Inputs) -> int:
     """How many the experiment asks for: a number, or those of its nodes.
 
     Raises:
         InfeasibleError, SiteError: the site cannot place those of its nodes.
     """
     asked = inputs.experiment.resources
-    return asked.gpus or spread(asked, inputs.site).ranks
+    return asked.gpus or spread(asked, inputs.site, inputs.document).ranks

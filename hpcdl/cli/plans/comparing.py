@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from hpcdl import workflow
 from hpcdl.cli import render
 from hpcdl.cli.plans import asking, tables
 from hpcdl.cli.plans.asking import Ask, View
@@ -18,6 +17,7 @@ from hpcdl.planner.explain import described
 from hpcdl.planner.question import Outcome
 from hpcdl.planner.whatif import changed
 from hpcdl.units import GIB, format_bytes, format_count, format_seconds
+from hpcdl.workflow import studying
 
 _NOTHING = 1e-9  # what rounding leaves
 _SHOWN = 0.002  # terms below this share of a step, or of the memory, are left out
@@ -53,12 +53,12 @@ def show(ask: Ask, view: View) -> None:
 
 
 def _compared(ask: Ask) -> Comparison:
-    inputs = workflow.read(ask.request(ask.file))
+    inputs = studying.read(ask.request(ask.file))
     first, gpus = asking.question(ask, inputs), asking.devices(inputs)
     if ask.compare is None:
         other, names = changed(first, ask.what_if), ("now", ", ".join(ask.what_if))
         return Comparison(names, (first.ask(gpus), other.ask(gpus)))
-    others = workflow.read(ask.request(ask.compare))
+    others = studying.read(ask.request(ask.compare))
     second = asking.question(ask, others).ask(asking.devices(others))
     return Comparison(_names(ask.file, ask.compare), (first.ask(gpus), second))
 

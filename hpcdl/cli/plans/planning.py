@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from hpcdl import workflow
 from hpcdl.cli import render
 from hpcdl.cli.plans import asking, tables
 from hpcdl.cli.plans.asking import Ask, View
@@ -14,6 +13,7 @@ from hpcdl.planner.assumptions import assumptions, untested
 from hpcdl.planner.explain import chosen, explain, explanation
 from hpcdl.planner.layout import layout
 from hpcdl.planner.plan import Plan
+from hpcdl.workflow import studying
 
 
 def show(ask: Ask, view: View) -> None:
@@ -48,7 +48,7 @@ def _plan(ask: Ask, view: View) -> None:
 
 
 def _one(ask: Ask, view: View) -> None:
-    inputs = workflow.read(ask.request(ask.file))
+    inputs = studying.read(ask.request(ask.file))
     with render.progress_of("planning") as watch:
         plan = asking.question(ask, inputs).plan(asking.devices(inputs), watch)
     if view.json:
@@ -90,9 +90,9 @@ def _screen(plan: Plan, view: View) -> None:
         view.simulate.show(plan, candidate)
 
 
-def _warn_of_limits(inputs: workflow.Inputs) -> None:
+def _warn_of_limits(inputs: studying.Inputs) -> None:
     """A plan may look past the limits of a queue; a submission may not."""
     try:
-        layout(inputs.experiment.resources, inputs.site)
+        layout(inputs.experiment.resources, inputs.site, inputs.document)
     except HpcdlError as error:
         render.warning(f"submit would refuse this: {error.message}", error.hint)

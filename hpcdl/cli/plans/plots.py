@@ -54,7 +54,7 @@ def plan(path: Path, found: Plan, candidate: Candidate, top: int) -> None:
     ]
     if not candidate.refusals and candidate.decomposition.pipeline > 1:
         panels.append(Panel(lambda axes: _pipeline(axes, found.case, candidate)))
-    _save(path, _title(found), panels)
+    save(path, _title(found), panels)
 
 
 def scaling(path: Path, found: Scaling) -> None:
@@ -69,7 +69,7 @@ def scaling(path: Path, found: Scaling) -> None:
         _bars_panel(names, shares, "share of a step"),
     ]
     plans = [point.outcome.plan for point in running if point.outcome.plan]
-    _save(
+    save(
         path,
         f"{plans[0].experiment} on {plans[0].site}, {'weak' if found.weak else 'strong'} scaling",
         panels,
@@ -90,7 +90,7 @@ def comparison(path: Path, found: Comparison) -> None:
         _bars_panel(names, [best.breakdown for best in bests], _SECONDS),
         _bars_panel(names, [best.memory_breakdown for best in bests], _GIB, _limits(plans)),
     ]
-    _save(path, "\n".join(dict.fromkeys(map(_title, plans))), panels)
+    save(path, "\n".join(dict.fromkeys(map(_title, plans))), panels)
 
 
 def _label(candidate: Candidate) -> str:
@@ -103,7 +103,7 @@ def _title(found: Plan) -> str:
     return f"{found.experiment}: {parameters} parameters on {found.gpus} x {device}"
 
 
-def _save(path: Path, title: str, panels: Sequence[Panel]) -> None:
+def save(path: Path, title: str, panels: Sequence[Panel]) -> None:
     """Draw one panel below the other; the file is whole or not there."""
     heights = [panel.inches for panel in panels]
     figure = Figure(figsize=(11, 0.6 + sum(heights)), layout="constrained")

@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.markup import escape
 
-from hpcdl import workflow
 from hpcdl.cli import render
 from hpcdl.cli.plans import asking, tables
 from hpcdl.cli.plans.asking import Ask, View
@@ -18,6 +17,7 @@ from hpcdl.planner.rank import Candidate
 from hpcdl.planner.scaling import Point, Scaling, scaling
 from hpcdl.planner.whatif import changed
 from hpcdl.units import format_count, format_seconds, parse_count
+from hpcdl.workflow import studying
 
 
 def show(ask: Ask, view: View) -> None:
@@ -28,7 +28,7 @@ def show(ask: Ask, view: View) -> None:
         UsageError: values that make no sense.
     """
     tokens = None if ask.tokens is None else _tokens(ask.tokens)
-    inputs = workflow.read(ask.request(ask.file))
+    inputs = studying.read(ask.request(ask.file))
     question = changed(asking.question(ask, inputs), ask.what_if)
     gpus = ask.counts or (asking.devices(inputs),)
     with render.progress_of("planning") as watch:
