@@ -6,12 +6,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 from typer.main import get_command
 
 from hpcdl.cli.app import app
 from hpcdl.planner.estimate import FORMULAS
-from hpcdl.spec import load
-from hpcdl.spec.experiment import Experiment
+from hpcdl.runs.failures.causes import KINDS
+from hpcdl.runs.record import RunState
+from hpcdl.spec import load, reading
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -67,9 +69,16 @@ def test_every_term_of_an_estimate_is_in_a_page_of_the_planner():
         assert f"| {name} | {formula} |" in page
 
 
+def test_every_cause_of_a_failure_is_in_its_page_and_no_other():
+    page = (ROOT / "docs" / "failures.md").read_text()
+    told = page.partition("\n- **")[2].partition("\n\n")[0]
+    items = " ".join(told.split()).split(" - **")
+    assert items == [f"{kind}**: {each.words}. *{each.advice}*" for kind, each in KINDS.items()]
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_is_a_valid_experiment(example):
-    load.validate(load.read(example), Experiment)
+    reading.experiment(load.read(example))
 
 
 def keys(schema, node, path=()):
@@ -96,7 +105,7 @@ def shown(default):
 
 def test_every_key_of_an_experiment_stands_on_its_page_with_its_default():
     page = (ROOT / "docs" / "engine" / "experiment-keys.md").read_text()
-    schema = Experiment.model_json_schema()
+    schema = TypeAdapter(reading.AnyExperiment).json_schema()
     expected = {key: shown(default) for key, default in keys(schema, schema)}
     assert dict(re.findall(r"^\| `([a-z_.]+)` \| (\S.*?) \|", page, re.MULTILINE)) == expected
 
@@ -104,3 +113,11 @@ def test_every_key_of_an_experiment_stands_on_its_page_with_its_default():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_lines_are_short_enough_to_read(page):
     assert max(map(len, page.read_text().splitlines())) <= 110
+
+
+def test_every_state_of_a_run_is_explained():
+    rows = [
+        line for line in (ROOT / "docs" / "concepts.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    explained = {word for row in rows for word in re.findall(r"`([a-z ]+)`", row.split("|")[1])}
+    assert {state.value for state in RunState} <= explained

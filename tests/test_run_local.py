@@ -7,14 +7,18 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from processes import running
 
-from hpcdl import workflow
+from hpcdl.errors import HpcdlError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import metrics, store
 from hpcdl.runs.record import RunState
+from hpcdl.workflow import following, preparing, studying, submitting
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 VISION = QUICKSTART.with_name("vision.yaml")
@@ -31,7 +35,7 @@ def spec(tmp_path):
 
 @pytest.fixture
 def hpcdl(tmp_path):
-    """Run ``hpcdl ARGS`` as a process of its own."""
+    """Run ``hpcdl ARGS`` as a process of its own; what it leaves running is cancelled at the end."""
     environment = os.environ | {"HPCDL_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
     environment.pop("HPCDL_SITE", None)
 
@@ -42,7 +46,10 @@ def hpcdl(tmp_path):
         )
 
     call.environment = environment
-    return call
+    yield call
+    for folder in store.all_runs(tmp_path / "runs"):
+        with suppress(HpcdlError):  # nobody submitted it, or it is over already
+            submitting.cancel(folder)
 
 
 def folder_of(answer):
@@ -82,14 +89,33 @@ def test_submit_trains_and_everything_told_of_it_is_true(hpcdl, spec, tmp_path):
     (row,) = json.loads(hpcdl("list", "--json").stdout)
     assert (row["run"], row["state"]) == (folder.path.name, "completed")
 
-    assert "rank 1 |" in hpcdl("logs", "last").stdout
+    assert "rank 1 |" in hpcdl("logs", "last", "--all").stdout
     assert "rank 0 |" not in hpcdl("logs", "last", "--rank", "1").stdout
+    said = [json.loads(line) for line in hpcdl("logs", "last", "--json").stdout.splitlines()]
+    steps = [line for line in said if " step " in line["text"]]
+    assert [line["time"] for line in steps] == sorted(line["time"] for line in steps)
+    assert Counter(line["rank"] for line in steps) == {0: 6, 1: 6}
+    assert len(hpcdl("logs", "last", "--grep", r"step \d+ loss", "--rank", "0").stdout.splitlines()) == 6
 
     packed = tmp_path / "r.tar.gz"
     assert hpcdl("collect", "last", "--output", packed).returncode == 0
     with tarfile.open(packed) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"resolved.json", "job.sh", "metrics/rank-00001.jsonl", "exits/attempt-1/job.json"} <= names
+    assert {"INDEX.txt", "index.json", "collected/status.json", "collected/versions.json"} <= names
+
+
+def test_what_the_shell_keeps_secret_is_not_in_the_archive(hpcdl, spec, tmp_path):
+    spec.write_text(SPEC.replace("name: tiny", "name: tiny-hunter22"))
+    folder = folder_of(hpcdl("submit", spec, "--wait", "--json", "--set", "training.steps=1"))
+    hpcdl.environment["MY_SERVICE_PASSWORD"] = "hunter22"
+    packed = tmp_path / "r.tar.gz"
+    told = hpcdl("collect", folder.path, "--output", packed).stdout
+    assert "secrets were taken out; INDEX.txt in it says where" in told
+    with tarfile.open(packed) as archive:
+        texts = [archive.extractfile(entry).read() for entry in archive if entry.isfile()]
+    assert not [text for text in texts if b"hunter22" in text]
+    assert "hunter22" in folder.experiment.read_text()
 
 
 def test_two_ranks_train_the_curve_of_one(hpcdl, spec):
@@ -143,40 +169,42 @@ def test_a_hostile_name_never_reaches_a_shell(hpcdl, spec, tmp_path):
 
 
 def test_ctrl_c_while_following_detaches_and_the_job_goes_on(hpcdl, spec, tmp_path):
-    command = [sys.executable, "-m", "hpcdl", "submit", str(spec), "--follow", "--set", "training.steps=400"]
-    follower = subprocess.Popen(
-        command, env=hpcdl.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    runs = tmp_path / "runs"
-    wait_until(lambda: list(runs.glob("*/metrics/rank-00000.jsonl")), "the first step")
-    follower.send_signal(signal.SIGINT)
-    out, err = follower.communicate(timeout=30)
+    endless = ("--set", "training.steps=100000")
+    command = [sys.executable, "-m", "hpcdl", "submit", str(spec), "--follow", *endless]
+    runs, pipe = tmp_path / "runs", subprocess.PIPE
+    with running(command, env=hpcdl.environment, stdout=pipe, stderr=pipe) as follower:
+        wait_until(lambda: list(runs.glob("*/metrics/rank-00000.jsonl")), "the first step", 200)
+        follower.send_signal(signal.SIGINT)
+        out, err = follower.communicate(timeout=60)
     assert "detached" in out, err
     (folder,) = store.all_runs(runs)
-    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run")
-    assert workflow.refresh([folder])[0].state is RunState.COMPLETED
+    reached = len(metrics.steps(folder))
+    wait_until(lambda: len(metrics.steps(folder)) > reached + 20, "further steps")
+    assert following.refresh([folder])[0].state is RunState.RUNNING
+    assert hpcdl("cancel", "last").returncode == 0
+    wait_until(lambda: following.refresh([folder])[0].state.over, "the end of the run", 30)
 
 
 def test_cancel_ends_a_run_and_says_cancelled(hpcdl, spec):
     folder = folder_of(hpcdl("submit", spec, "--json", "--set", "training.steps=100000"))
     wait_until(lambda: metrics.steps(folder), "the first step")
     assert hpcdl("cancel", "last").returncode == 0
-    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run", 30)
+    wait_until(lambda: following.refresh([folder])[0].state.over, "the end of the run", 30)
     told = json.loads(hpcdl("status", "last", "--json").stdout)
     assert told["state"] == "cancelled"
     assert "already over" in hpcdl("cancel", "last").stdout
 
 
 def prepared(spec, tmp_path, *settings):
-    study = workflow.study(workflow.Request(spec, settings=settings))
-    return workflow.prepare(study, tmp_path / "runs")
+    study = studying.study(studying.Request(spec, settings=settings))
+    return preparing.prepare(study, tmp_path / "runs")[0]
 
 
 def test_a_rank_that_raises_is_named_and_the_others_are_torn_down(hpcdl, spec, tmp_path):
     folder = prepared(spec, tmp_path, "training.steps=100000")
     folder.rank_metrics(1).mkdir()  # rank 1 cannot write its metrics
-    workflow.submit(folder)
-    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run")
+    submitting.submit([folder])
+    wait_until(lambda: following.refresh([folder])[0].state.over, "the end of the run")
     told = json.loads(hpcdl("status", "last", "--json").stdout)
     assert told["state"] == "failed"
     assert told["first_failure"]["rank"] == 1
@@ -211,11 +239,11 @@ def processes_of(folder, rank):
 def test_a_rank_killed_from_outside_is_found_out(hpcdl, spec, tmp_path):
     """kill -9 leaves the rank no time for a record; its peers' lost connections must not take the blame alone."""
     folder = prepared(spec, tmp_path, "training.steps=100000")
-    workflow.submit(folder)
+    submitting.submit([folder])
     wait_until(lambda: metrics.steps(folder), "the first step")
     for pid in processes_of(folder, 1):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run", 40)
+    wait_until(lambda: following.refresh([folder])[0].state.over, "the end of the run", 40)
     told = json.loads(hpcdl("status", "last", "--json").stdout)
     assert told["state"] == "failed"
     assert told["first_failure"]["rank"] == 1
@@ -223,16 +251,16 @@ def test_a_rank_killed_from_outside_is_found_out(hpcdl, spec, tmp_path):
 
 
 def test_resume_continues_from_the_newest_checkpoint(hpcdl, spec, tmp_path):
-    answer = hpcdl("submit", spec, "--json", "--set", "training.steps=400", "--set", "checkpoint.every=5")
+    answer = hpcdl("submit", spec, "--json", "--set", "training.steps=800", "--set", "checkpoint.every=5")
     folder = folder_of(answer)
     wait_until(lambda: list(folder.checkpoints.glob("[0-9]*")), "the first checkpoint")
-    hpcdl("cancel", "last")
-    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run", 30)
+    submitting.cancel(folder)  # at once: another process would start for seconds, while this one trains
+    wait_until(lambda: following.refresh([folder])[0].state.over, "the end of the run", 30)
     reached = metrics.steps(folder)[-1].step
-    assert reached < 400
+    assert reached < 800
     assert hpcdl("resume", "last", "--follow").returncode == 0
     records = metrics.steps(folder)
-    assert [record.step for record in records] == list(range(1, 401))
+    assert [record.step for record in records] == list(range(1, 801))
     told = json.loads(hpcdl("status", "last", "--json").stdout)
     assert [attempt["state"] for attempt in told["attempts"]] == ["cancelled", "completed"]
     assert hpcdl("resume", "last").returncode == 2
@@ -259,8 +287,8 @@ def test_an_impossible_decomposition_is_refused_by_the_engine_too(hpcdl, spec, t
     resolved["decomposition"] |= {"data": 1, "x": 2, "recompute": "full", "recompute_every": 99}
     resolved["experiment"]["model"] |= {"heads": 1, "kv_heads": 1}
     folder.resolved.write_text(json.dumps(resolved))
-    workflow.submit(folder)
-    wait_until(lambda: workflow.refresh([folder])[0].state.over, "the end of the run")
+    submitting.submit([folder])
+    wait_until(lambda: following.refresh([folder])[0].state.over, "the end of the run")
     reason = json.loads(hpcdl("status", "last", "--json").stdout)["first_failure"]["reason"]
     assert "kv_heads 1 is not divisible by x 2" in reason
     assert "recompute_every 99 is more than the model's" in reason

@@ -1,6 +1,26 @@
 """Records are whole lines; what is torn or foreign is passed over."""
 
-from hpcdl.telemetry import ExitRecord, RunEvent, StepRecord, append, parse, read, read_exits, write_exit
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcdl.telemetry import (
+    ExitRecord,
+    RunEvent,
+    StepRecord,
+    append,
+    parse,
+    read,
+    read_exits,
+    read_heartbeat,
+    read_last,
+    read_tail,
+    write_exit,
+)
 
 
 def test_append_and_read_round_trip(tmp_path):
@@ -28,3 +48,81 @@ def test_exit_records_round_trip_in_rank_order(tmp_path):
     (tmp_path / "rank-00003.json").write_text("{")
     assert [record.rank for record in read_exits(tmp_path)] == [2, 11]
     assert not list(tmp_path.glob(".*"))
+
+
+LINES = st.lists(
+    st.one_of(
+        st.builds(
+            lambda kind, width: b'{"kind": "%d", "time": 1}%b' % (kind, b" " * width),
+            st.integers(0),
+            st.integers(0, 9000),
+        ),
+        st.sampled_from([b"", b"garbage", b"[1]", b'{"time": 1}', b"x" * 5000]),
+    ),
+    max_size=8,
+)
+
+
+@given(
+    LINES,
+    st.sampled_from(
+        [b"", b"\n", b'\n{"kind": "torn"', b'\n{"kind": "whole, but for its newline", "time": 1}']
+    ),
+)
+def test_the_last_record_is_the_last_of_all(tmp_path_factory, lines, end):
+    """However long its line is, and whatever stands around it."""
+    path: Path = tmp_path_factory.mktemp("last") / "events.jsonl"
+    path.write_bytes(b"\n".join(lines) + end)
+    assert read_last(path, RunEvent) == (read(path, RunEvent) or [None])[-1]
+
+
+def test_the_last_record_of_no_file_is_none(tmp_path):
+    assert read_last(tmp_path / "none", RunEvent) is None
+
+
+def read_bytes() -> int:
+    """What this process has read so far, as the kernel counts it."""
+    (line,) = (line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("rchar"))
+    return int(line.split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="NOT COUNTED: no /proc/self/io here")
+def test_the_last_record_of_a_long_file_costs_no_reading_of_the_rest(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in range(1, 6001):
+        append(path, StepRecord(step, 5.0, 256, 0.5, 512.0))
+    assert path.stat().st_size > 1_000_000
+    before = read_bytes()
+    assert read_last(path, StepRecord).step == 6000
+    assert read_bytes() - before < 50_000
+
+
+def test_what_stands_in_the_place_of_records_has_none_at_its_end(tmp_path):
+    """A folder where a rank's metrics should be failed that rank, and then every `hpcdl status` of the run."""
+    assert read_tail(tmp_path, StepRecord, 1000) == []
+    assert read_last(tmp_path, StepRecord) is None
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_read_as_if_it_were_not_there(tmp_path, make):
+    """A FIFO in the place of a metrics file held up `hpcdl status` and `hpcdl list` for ever."""
+    path = tmp_path / "rank-00000.json"
+    make(path)
+    with ThreadPoolExecutor() as pool:
+        answers = [
+            pool.submit(read, path, StepRecord),
+            pool.submit(read_tail, path, StepRecord, 1000),
+            pool.submit(read_last, path, StepRecord),
+            pool.submit(read_exits, tmp_path),
+            pool.submit(read_heartbeat, path),
+        ]
+        try:
+            assert [answer.result(timeout=5) for answer in answers] == [[], [], None, [], None]
+        finally:
+            release(path)
+
+
+def release(fifo):
+    """Let go whoever waits for somebody to write; to open both ends needs nobody."""
+    if fifo.is_fifo():
+        os.close(os.open(fifo, os.O_RDWR))

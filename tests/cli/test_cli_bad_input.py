@@ -32,6 +32,30 @@ def test_a_wrong_file_is_refused_with_its_place(hpcdl, tiny, old, new, expected)
     assert f"{tiny}:" in result.err
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("resources.exclude=n7", "resources.exclude is 'n7', but must be a list, written [a, b]"),
+        ("chain=null", "chain is null, but must be a mapping (key: value lines)"),
+        ("checkpoint.before_limit_seconds=300", "told 300 s before the walltime of 00:05:00 ends"),
+        ("environment.HF_TOKEN=x", "--set environment.HF_TOKEN=x: environment: HF_TOKEN looks like a secret"),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_words_of_the_file(hpcdl, tiny, setting, expected):
+    """Not in pydantic's: "must be a valid tuple", "environment.[key]", "is None"."""
+    result = hpcdl("plan", tiny, "--set", setting)
+    assert result.code == 2
+    assert expected in " ".join(result.err.split())
+
+
+def test_a_sweep_over_no_values_is_told_so(hpcdl, tiny):
+    tiny.write_text(tiny.read_text() + "sweep: {grid: {training.seed: []}}\n")
+    result = hpcdl("submit", tiny, "--dry-run")
+    assert result.code == 2
+    assert "must have at least 1 item" in result.err
+    assert "validation" not in result.err
+
+
 def test_weights_that_are_not_there_are_refused_before_the_queue(hpcdl, tiny):
     result = hpcdl("submit", tiny, "--dry-run", "--set", "checkpoint.start=nowhere")
     assert result.code == 2

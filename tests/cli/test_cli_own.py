@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcdl import workflow
+from hpcdl.workflow import studying
 
 OWN = """\
 model: {entry: "somewhere:program", folder: code}
@@ -29,7 +29,7 @@ def test_plan_says_why_not_and_what_would_run(hpcdl, own):
 
 
 def test_auto_is_one_replica_a_device_and_its_share_one_microbatch(own):
-    study = workflow.study(workflow.Request(own))
+    study = studying.study(studying.Request(own))
     assert (study.decomposition.data, study.decomposition.ranks) == (4, 4)
     assert study.decomposition.microbatch == 2
     assert study.experiment.model.folder == str(own.parent / "code")

@@ -6,12 +6,13 @@ import json
 import pytest
 import yaml
 from rich.console import Console
+from runs.written import BEGAN, lived, prepared
 
-from hpcdl.cli import render
+from hpcdl.cli import render, screens
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.sites.site import Site
-from hpcdl.telemetry import StepRecord, append
+from hpcdl.telemetry import ExitRecord, StepRecord, append, write_exit
 
 
 @pytest.fixture
@@ -41,6 +42,37 @@ def test_a_table_is_whole_on_a_narrow_terminal(monkeypatch):
     head, row = screen.getvalue().splitlines()
     assert head.split("  ") == names
     assert row.split() == [str(1000 + place) for place in range(9)]
+
+
+def test_ids_of_runs_are_whole_on_a_narrow_terminal(monkeypatch):
+    """With 80 columns an id was folded in its middle, and could not be copied."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        render, "_out", Console(file=screen, width=30, force_terminal=True, color_system=None)
+    )
+    row = {"state": "completed", "steps": 6, "step": 6, "last_loss": 3.8, "job_id": "4_2", "site": "here"}
+    ids = ["quickstart-20261122-011304-0248-0", "own-engine-20261122-011236-361d"]
+    trained = row | {"run": ids[0], "decomposition": "data 2", "command": None}
+    own = row | {"run": ids[1], "decomposition": None, "command": ["python", "own.py"], "steps": None}
+    screens.runs([trained, own | {"last_loss": None}], "runs")
+    _, first, second = screen.getvalue().splitlines()
+    assert first.split() == [ids[0], "completed", "6/6", "3.8000", "4_2", "here", "data", "2"]
+    assert second.split() == [ids[1], "completed", "-", "-", "4_2", "here", "python", "own.py"]
+
+
+def test_a_table_keeps_its_lines_whatever_a_cell_holds(monkeypatch):
+    """A command may be a whole program, in letters of two columns; colours are those of the cells."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        render, "_out", Console(file=screen, width=30, force_terminal=True, color_system="standard")
+    )
+    rows = [render.Row(["学", "a\nb\x1b[2Jc"], styles={0: "red"}), render.Row(["[red]", "[/]"])]
+    render.table({"left": "right", "what": "left"}, rows)
+    assert screen.getvalue().splitlines() == [
+        "\x1b[1m left  what\x1b[0m",
+        "\x1b[31m   学\x1b[0m  a b [2Jc",
+        "[red]  [/]",
+    ]
 
 
 def test_plan_json_has_the_documented_keys(hpcdl, auto):
@@ -155,3 +187,16 @@ def test_status_shows_the_newest_validation_loss(hpcdl, tiny, monkeypatch, tmp_p
         append(folder.rank_metrics(0), record)
     assert "validation loss 3.2500" in hpcdl("status", "last").out
     assert json.loads(hpcdl("status", "last", "--json").out)["validation_loss"] == 3.25
+
+
+def test_words_of_a_failed_program_move_no_cursor(hpcdl, tmp_path):
+    """An exception whose words clear the screen, and have several lines, is still one line of a status."""
+    run = prepared(tmp_path)
+    lived(run, 1, 0, 30, "failed")
+    said = ExitRecord(0, "n0\x1b[31m", BEGAN + 30, 1, exception="E", reason="boom \x1b[2J\nsecond line")
+    write_exit(run.rank_exit(1, 0), said)
+    run.rank_log(1, 0).write_text("E: boom \x1b[2J\n")
+    shown = hpcdl("status", run.path)
+    assert "boom" in shown.out
+    assert "\x1b" not in shown.out
+    assert not any(line.startswith("second line") for line in shown.out.splitlines())

@@ -46,7 +46,7 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=task/{task_plugin}
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -60,9 +60,10 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=3
 MinJobAge={min_job_age}
-NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} RealMemory=1000 Gres=gpu:{gpus}
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} RealMemory=1000 Gres=gpu:{gpu_type}{gpus}
 PartitionName=batch Nodes=ALL Default=YES MaxTime=1:00:00 PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=1:00:00 PriorityTier=2
+{dialect}
 """
 
 _SITE = """# A throw-away cluster of the tests: {nodes} nodes with {gpus} fake GPUs each, all on one machine.
@@ -92,7 +93,7 @@ nodes:
 
 # Every node is this machine: ranks of all nodes meet on its loopback and share its few cores.
 environment: [{{name: OMP_NUM_THREADS, value: "1", why: threads of ranks that share a core wait for each other}}]
-rendezvous: {{address: loopback, timeout_seconds: 60}}
+rendezvous: {{address: loopback, timeout_seconds: 300}}
 """
 
 
@@ -104,8 +105,12 @@ class SlurmCluster:
         site: a complete site file of hpcdl for it.
     """
 
-    def __init__(self, folder: Path, nodes: int = 4, gpus: int = 4, min_job_age: int = 300) -> None:
+    def __init__(
+        self, folder: Path, nodes: int = 4, gpus: int = 4, min_job_age: int = 300, task_plugin: str = "none",
+        gpu_type: str = "", dialect: str = "",
+    ) -> None:  # fmt: skip
         self.folder, self.nodes, self.gpus, self.min_job_age = folder.absolute(), nodes, gpus, min_job_age
+        self.task_plugin, self.gpu_type, self.dialect = task_plugin, gpu_type, dialect
         self.env = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self.site = self.folder / "cluster.yaml"
         self._daemons: list[subprocess.Popen[bytes]] = []
@@ -164,6 +169,8 @@ class SlurmCluster:
         text = _CONFIGURATION.format(
             name=f"test{secrets.token_hex(4)}", host=socket.gethostname(), port=port, folder=self.folder, nodes=self.nodes,
             first=first, last=first + self.nodes - 1, cpus=CPUS, gpus=self.gpus, min_job_age=self.min_job_age,
+            task_plugin=self.task_plugin, gpu_type=f"{self.gpu_type}:" if self.gpu_type else "",
+            dialect=self.dialect,
         )  # fmt: skip
         (self.folder / "slurm.conf").write_text(text)
         for number in range(1, self.nodes + 1):
@@ -172,7 +179,8 @@ class SlurmCluster:
             device = self.folder / f"gpu{number}"
             if not device.exists():
                 os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-{self.gpus - 1}]\n")
+        kind = f" Type={self.gpu_type}" if self.gpu_type else ""
+        (self.folder / "gres.conf").write_text(f"Name=gpu{kind} File={self.folder}/gpu[0-{self.gpus - 1}]\n")
         self.site.write_text(_SITE.format(nodes=self.nodes, gpus=self.gpus, cpus=CPUS))
 
     def _munged(self) -> None:
@@ -288,6 +296,8 @@ def main() -> None:
             f"# Ctrl-C ends it\n"
         )
         sys.stdout.flush()
+        for ending in (signal.SIGINT, signal.SIGTERM):  # a shell lets what it starts with & ignore the first
+            signal.signal(ending, signal.default_int_handler)
         try:
             signal.pause()
         except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from processes import running
 
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import metrics
@@ -21,22 +22,6 @@ pytestmark = pytest.mark.slurm
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 FEW = ("--set", "training.steps=8", "--set", "checkpoint.every=4")
 ENDLESS = ("--set", "training.steps=100000", "--set", "checkpoint.every=0")
-
-
-@pytest.fixture
-def hpcdl(slurm_cluster, tmp_path):
-    """Run ``hpcdl ARGS`` as a process of its own, with this cluster as the default site."""
-    environment = os.environ | slurm_cluster.env
-    environment |= {"HPCDL_RUNS": str(tmp_path / "runs"), "HPCDL_SITE": str(slurm_cluster.site)}
-
-    def call(*args):
-        command = [sys.executable, "-m", "hpcdl", *map(str, args)]
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=200, check=False
-        )
-
-    call.environment = environment
-    return call
 
 
 @pytest.fixture
@@ -59,7 +44,7 @@ def told(hpcdl, folder):
     return json.loads(hpcdl("status", folder.path, "--json").stdout)
 
 
-def wait_until(condition, what, seconds=90):
+def wait_until(condition, what, seconds=240):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
@@ -74,6 +59,7 @@ def losses(folder, rank=0):
     return [record.loss for record in metrics.steps(folder, rank)]
 
 
+@pytest.mark.slow
 def test_the_example_trains_on_whole_nodes_one_process_a_gpu(hpcdl, submit, tmp_path):
     folder = submit("--nodes", "2", "--wait", *FEW)
     status = told(hpcdl, folder)
@@ -96,7 +82,7 @@ def test_the_example_trains_on_whole_nodes_one_process_a_gpu(hpcdl, submit, tmp_
 
     assert any(row["state"] == "completed" for row in json.loads(hpcdl("list", "--json").stdout))
     followed = hpcdl("logs", "last", "--follow").stdout
-    assert "rank 7 |" in followed
+    assert "ranks 0-7 |" in followed
     packed = tmp_path / "run.tar.gz"
     assert hpcdl("collect", "last", "--output", packed).returncode == 0
     with tarfile.open(packed) as archive:
@@ -145,28 +131,22 @@ def test_logs_follow_until_the_end_of_the_run(hpcdl, submit):
 
 def test_a_rank_that_raises_is_named_with_its_host_and_the_exit_code_is_5(hpcdl, slurm_cluster, tmp_path):
     """Rank 2 cannot write its metrics; srun ends the others and answers 143, which nobody asked for."""
-    command = [
-        sys.executable,
-        "-m",
-        "hpcdl",
-        "submit",
-        str(QUICKSTART),
-        "--gpus",
-        "4",
-        "--nodes",
-        "2",
-        "--follow",
-    ]
-    blocker = subprocess.Popen(
-        [*command, *ENDLESS], env=hpcdl.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    hpcdl_submit, flags = (
+        [sys.executable, "-m", "hpcdl", "submit"],
+        ["--gpus", "4", "--nodes", "2", "--follow"],
     )
-    runs = tmp_path / "runs"
-    wait_until(lambda: list(runs.glob("*/job.sh")), "the run folder")
-    (path,) = runs.iterdir()
-    folder = RunFolder(path)
-    folder.rank_metrics(2).mkdir(parents=True)
-    out, err = blocker.communicate(timeout=120)
-    assert blocker.returncode == 5, out + err
+    runs, pipe = tmp_path / "runs", subprocess.PIPE
+    command = [*hpcdl_submit, str(QUICKSTART), *flags, *ENDLESS]
+    with running(command, env=hpcdl.environment, stdout=pipe, stderr=pipe) as follower:
+        wait_until(lambda: list(runs.glob("*/job.sh")), "the run folder")
+        (path,) = (script.parent for script in runs.glob("*/job.sh"))
+        folder = RunFolder(path)
+        folder.rank_metrics(2).mkdir(parents=True)
+        try:
+            out, err = follower.communicate(timeout=280)
+        finally:
+            hpcdl("cancel", folder.path)
+    assert follower.returncode == 5, out + err
     assert "rank 2 on" in err
     assert "IsADirectoryError" in err
     first = told(hpcdl, folder)["first_failure"]

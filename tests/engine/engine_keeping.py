@@ -8,6 +8,7 @@ from hpcdl.engine.checkpoint.manifest import shard_name
 from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.pruning import Pruner
+from hpcdl.engine.update import Step
 from hpcdl.spec.checkpoint import Checkpoint
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
@@ -73,7 +74,7 @@ def train(learner, model, step):
     tokens = torch.randint(0, model.vocab, (BATCH, model.sequence + 1), generator=generator)
     topology = learner.topology
     rows = tokens.chunk(topology.decomposition.batch_shards)[topology.batch_shard]
-    return learner.step(step, rows[:, :-1], rows[:, 1:], 0.01).loss
+    return learner.step(Step(step, 0.01), rows[:, :-1], rows[:, 1:]).loss
 
 
 def trained(folder, until, decomposition=SERIAL, settings=None):
@@ -90,3 +91,10 @@ def tensors(folder):
 def names(folder):
     """What lies in a folder of checkpoints."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def flip(path):
+    """Damage a file by one bit."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -10,6 +10,7 @@ from hpcdl.engine.pruning import Pruner
 from hpcdl.engine.tensor.parameters import Numerics
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.memory import MemoryTransport, World
+from hpcdl.engine.update import Step
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
@@ -38,7 +39,7 @@ def batch(settings, step):
 def learn(learner, settings, step):
     topology = learner.topology
     rows = batch(settings, step).chunk(topology.decomposition.batch_shards)[topology.batch_shard]
-    return learner.step(step, rows[:, :-1], rows[:, 1:], settings.training.optimizer.lr)
+    return learner.step(Step(step, settings.training.optimizer.lr), rows[:, :-1], rows[:, 1:])
 
 
 class Trained:

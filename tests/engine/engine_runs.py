@@ -25,6 +25,9 @@ class Run:
         corpus = path / "corpus.txt"
         corpus.write_text("the quick brown fox jumps over the lazy dog. " * 200)
         told = {"model": MODEL, "data": {"path": str(corpus)}, "training": TRAINING} | changes
+        told = {
+            key: value for key, value in told.items() if value is not None
+        }  # an own model brings its data
         self.folder = RunFolder(path)
         self.ranks = decomposition.ranks
         self.resolved = ResolvedRun(

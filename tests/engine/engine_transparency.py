@@ -5,6 +5,7 @@ import torch
 from engine_worlds import in_threads, whole
 
 from hpcdl.engine.learner import Learner
+from hpcdl.engine.update import Step
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
@@ -45,7 +46,7 @@ def trained(settings, decomposition):
         outcomes, first_gradients = [], []
         for step, tokens in enumerate(batches(settings), 1):
             rows = tokens.chunk(shards)[shard]
-            outcomes.append(learner.step(step, rows[:, :-1], rows[:, 1:], SGD_LIKE.lr))
+            outcomes.append(learner.step(Step(step, SGD_LIKE.lr), rows[:, :-1], rows[:, 1:]))
             first_gradients = first_gradients or [slot.gradient.clone() for slot in learner.gradients.slots]
         held = learner.stage.held
         # With ZeRO-1 a rank has the sum of its own share only.

@@ -3,13 +3,13 @@
 import os
 import resource
 import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 import torch
-from engine_keeping import CPU, SERIAL, Session, experiment, names, tensors, trained
+from disks import fill, small_disk
+from engine_keeping import CPU, SERIAL, Session, experiment, flip, names, tensors, trained
 from engine_worlds import GPT, LLAMA, in_threads
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,10 +24,8 @@ from hpcdl.engine.checkpoint.manifest import (
     index_name,
     parse,
     shard_name,
-    superfluous,
     unfinished_name,
 )
-from hpcdl.engine.checkpoint.manifest import complete as finished
 from hpcdl.engine.checkpoint.saving import Saver
 from hpcdl.engine.checkpoint.shards import write
 from hpcdl.engine.keeping import Keeper
@@ -41,12 +39,6 @@ from hpcdl.spec.decomposition import Decomposition
 
 PAIR = Decomposition(pipeline=2, microbatch=4)
 HEAD = Manifest(step=5, loss=1.5, counters={"updates": 5.0}, model=GPT, decomposition=PAIR)
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def tear(path):
@@ -123,29 +115,6 @@ def test_a_checkpoint_of_another_model_is_refused_with_found_and_expected(tmp_pa
 
 
 # --- what cannot be written
-
-
-@contextmanager
-def small_disk(path, size="1m", *options):
-    """A file system of its own that is soon full."""
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(path)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a disk that is full needs mount -t tmpfs, which only root may do")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
-def fill(path):
-    """Leave no room on the disk of ``path``."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-        except OSError:
-            pass
 
 
 class Filling(Session):
@@ -310,19 +279,6 @@ def test_a_save_waits_for_the_one_before_it_and_a_synchronous_one_for_itself(tmp
     assert names(tmp_path) == ["5", "6", "c"]
 
 
-def test_only_the_last_are_kept(tmp_path):
-    trained(tmp_path, 4)
-    assert names(tmp_path) == ["3", "4"]
-
-
-def test_a_damaged_later_one_does_not_push_out_a_sound_one(tmp_path):
-    trained(tmp_path, 3)
-    (tmp_path / "3").rename(tmp_path / "9")
-    (tmp_path / "9" / MANIFEST).unlink()
-    trained(tmp_path, 3, settings=experiment(keep=1))
-    assert names(tmp_path) == ["3", "9"]
-
-
 # --- starting from weights
 
 
@@ -377,13 +333,3 @@ def test_a_manifest_round_trips(step, loss, crc32):
 def test_what_is_no_manifest_is_refused(text):
     with pytest.raises(ValueError):  # noqa: PT011 - pydantic's own words
         parse(text)
-
-
-@given(st.sets(st.integers(0, 1000)), st.integers(1, 5), st.integers(0, 1000))
-def test_superfluous_never_names_the_newest_nor_what_is_being_written(steps, keep, now):
-    named = [str(step) for step in steps] + [unfinished_name(step, 5) for step in steps]
-    kept = set(named) - set(superfluous(named, now, keep))
-    past = sorted(step for step in steps if step <= now)
-    ahead = {step for step in steps if step > now}
-    assert set(finished(kept)) == {*past[-keep:], *ahead}
-    assert {name for name in kept if name.startswith(".")} == {unfinished_name(step, 5) for step in ahead}

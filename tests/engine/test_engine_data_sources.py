@@ -23,6 +23,7 @@ from hpcdl.engine.data.shards import Row, open_shard
 from hpcdl.engine.data.windows import Chain
 from hpcdl.engine.evaluation import mean_loss
 from hpcdl.engine.groups import make_groups
+from hpcdl.engine.learner import Learner
 from hpcdl.engine.topology import Topology
 from hpcdl.errors import EngineError
 from hpcdl.spec.decomposition import Decomposition
@@ -178,7 +179,7 @@ def number_row(tmp_path_factory):
     return [open_shard(path, None)]
 
 
-def numbered(shards, data, lengths, sequence=4, **changes):
+def numbered(shards, data, lengths, sequence=4, share=None, **changes):
     """Batches over sources that are the same row, cut to ``lengths`` sequences."""
     short = [type(shards[0])(shards[0].path, "<u2", shards[0].offset, n * sequence + 1) for n in lengths]
     told = experiment(
@@ -187,7 +188,7 @@ def numbered(shards, data, lengths, sequence=4, **changes):
         sequence,
         **changes,
     )
-    return Batches([Chain(Row([each], VOCAB), sequence) for each in short], told, Share())
+    return Batches([Chain(Row([each], VOCAB), sequence) for each in short], told, share or Share())
 
 
 @settings(max_examples=25)
@@ -218,25 +219,56 @@ def test_a_split_that_leaves_nothing_is_refused(number_row):
         numbered(number_row, {"validation": 0.5}, [9, 1])
 
 
-def test_too_few_sequences_to_evaluate_on_are_refused(tmp_path):
-    tokens(tmp_path / "shards", "a.npy", range(100))
+@settings(max_examples=25)
+@given(sequences=st.integers(1, 40), shards=st.integers(1, 12), share=st.integers(1, 3))
+def test_any_number_of_shards_evaluates_on_the_same_sequences(number_row, sequences, shards, share):
+    """Rounded down to whole shards, a run that went on with others had another validation loss, or died."""
+    told = {"training": {"global_batch": shards * share}, "evaluation": {"every": 1, "sequences": sequences}}
+    shared = [
+        numbered(number_row, {"validation": 0.5}, [50], share=Share(shard, shards), **told).held_out()
+        for shard in range(shards)
+    ]
+    rows = [
+        row for pieces in zip(*shared, strict=True) for piece in pieces for row in piece.targets_BL.tolist()
+    ]
+    held = min(sequences, 25)
+    counted = [row for row in rows if max(row) >= 0]
+    assert [row[0] // 4 for row in counted] == list(range(25, 25 + held))
+    assert len(rows) - held == -held % shards
+    assert {sum(piece.counted for piece in pieces) for pieces in shared} == {4 * held}
+    for pieces in zip(*shared, strict=True):
+        assert len({len(piece.inputs_BL) for piece in pieces}) == 1
+        assert len(pieces[0].inputs_BL) <= share
+
+
+def test_a_validation_loss_does_not_depend_on_how_many_shards_there_are(tmp_path):
+    """Two sequences on three shards: the third has a row that has no targets."""
+    tokens(tmp_path / "shards", "a.npy", np.arange(100) % 7)
     data = {"source": "tokens", "path": str(tmp_path / "shards"), "validation": 0.05}
-    ours = batches(tmp_path, experiment(data), Share(0, 3))
-    with pytest.raises(
-        EngineError, match="2 held-out sequences to evaluate on are not one for each of 3 shards"
-    ):
-        ours.held_out()
+    told = experiment(data, vocab=8, evaluation={"every": 1})
+    told = told.model_copy(update={"training": told.training.model_copy(update={"precision": "fp32"})})
+
+    def evaluated(decomposition):
+        def work(transport):
+            learner = Learner(told, decomposition, transport, torch.device("cpu"))
+            share = Share(learner.topology.batch_shard, decomposition.batch_shards)
+            return mean_loss(learner, batches(tmp_path / str(transport.rank), told, share).held_out())
+
+        return in_threads(decomposition.ranks, work)
+
+    (alone,) = evaluated(Decomposition(microbatch=2))
+    assert evaluated(Decomposition(data=3)) == pytest.approx([alone] * 3, rel=1e-6)
 
 
 def test_evaluation_is_the_mean_over_counted_targets_of_all_pieces(tmp_path):
-    """In pieces no larger than a training batch, rounded down to whole shards."""
+    """In pieces no larger than a training batch; a row without targets makes the last one even."""
     tokens(tmp_path / "shards", "a.npy", [*range(1, 8), 0] * 60)
     data = {
         "source": "tokens", "path": str(tmp_path / "shards"), "document_end": 0, "packing": "fit", "validation": 0.5,
     }  # fmt: skip
     told = experiment(data, 10, batch=4, evaluation={"every": 1, "sequences": 11})
     pieces = [batches(tmp_path, told, Share(shard, 2)).held_out() for shard in range(2)]
-    assert [len(piece.inputs_BL) for piece in pieces[0]] == [2, 2, 1]
+    assert [len(piece.inputs_BL) for piece in pieces[0]] == [2, 2, 2]
 
     class Known:
         """Its loss is the target: the mean over a batch of which both shards are at hand."""

@@ -57,6 +57,46 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_end(tmp_path):
     assert run(blocker, "sys.exit(7)").returncode == 7
 
 
+ON_FULL_DISK = (
+    START
+    + """
+full = os.open("/dev/full", os.O_WRONLY)
+for stream in (1, 2):
+    os.dup2(full, stream)
+"""
+)
+HANGS = """from hpcdl.engine import post, watchdog, timeline, pulse, ranks
+    from hpcdl.run_folder import RunFolder
+    from hpcdl.spec.experiment import Experiment
+    shape = {"family": "gpt", "layers": 4, "hidden": 32, "heads": 4, "vocab": 256, "sequence": 32}
+    told = {"model": shape, "data": {"path": "x"}, "training": {"global_batch": 8, "steps": 1}}
+    now = pulse.Pulse(timeline.Timeline())
+    now._steps.append(0.1)
+    experiment = Experiment.model_validate(told | {"health": {"hang_seconds": 1}})
+    files = post.Post(RunFolder(Path(sys.argv[1])), 1)
+    with watchdog.Watchdog(experiment, ranks.Place(3, 0, 1, "n0"), files, now, ending.fail):
+        time.sleep(60)"""
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "exception"),
+    [
+        ("raise ValueError('bad value')", 1, "ValueError"),
+        ("raise EngineError('no text', 'give some')", 1, "EngineError"),
+        ("os.kill(os.getpid(), 15); time.sleep(60)", 143, None),
+        (HANGS, 1, "HangError"),
+    ],
+    ids=["an error", "an error with words", "SIGTERM", "a hang"],
+)
+def test_a_full_disk_keeps_no_rank_from_ending_with_its_record(tmp_path, work, code, exception):
+    """The thread that was to end it had died of what it could not print."""
+    program = f"import os\n{ON_FULL_DISK}def work():\n    {work}\nending.guard(work)"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    assert subprocess.run(command, timeout=30, check=False).returncode == code
+    (record,) = read_exits(tmp_path)
+    assert (record.exit_code, record.exception) == (code, exception)
+
+
 MPI_RANK = """
 import sys, time
 from pathlib import Path

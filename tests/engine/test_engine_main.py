@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,9 @@ def test_a_rank_prints_to_its_log_and_leaves_its_record(folder):
     (record,) = read_exits(folder.exits(2))
     assert (record.rank, record.exception) == (3, "EngineError")
     assert "needs 8 ranks, but the environment started 4 (WORLD_SIZE=4)" in record.reason
-    assert folder.rank_log(2, 3).read_text().startswith(f"error: {record.reason}\n  ")
+    stamped, _, told = folder.rank_log(2, 3).read_text().partition(" ended by EngineError\n")
+    assert abs(datetime.fromisoformat(stamped).timestamp() - record.time) < 1
+    assert told.startswith(f"error: {record.reason}\n  ")
 
 
 @pytest.mark.parametrize("content", [None, "{", json.dumps({"format": 1})])
@@ -73,6 +76,29 @@ def test_logs_of_a_repeated_attempt_are_kept(folder):
     engine(folder.path, **RANK_3)
     engine(folder.path, **RANK_3)
     assert folder.rank_log(2, 3).read_text().count("error:") == 2
+
+
+TELLS = """
+import json, os
+def program():
+    raise RuntimeError(json.dumps({name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}))
+"""
+
+
+def test_models_of_ones_own_find_their_place_under_torchs_names_whatever_the_launcher(folder):
+    """Here under MPICH's mpiexec, which sets none of them."""
+    (folder.path / "tells.py").write_text(TELLS)
+    told = json.loads(folder.resolved.read_text())
+    told["experiment"] |= {"model": {"entry": "tells:program", "folder": str(folder.path)}}
+    told["experiment"] |= {"data": {"source": "model"}}
+    told["decomposition"]["data"] = told["layout"]["ranks_per_node"] = 1
+    folder.resolved.write_text(json.dumps(told))
+    engine(folder.path, PMI_RANK="0", MPI_LOCALRANKID="0", PMI_SIZE="1", OMP_NUM_THREADS="1")
+    (record,) = read_exits(folder.exits(1))
+    assert record.exception == "RuntimeError", folder.rank_log(1, 0).read_text()
+    assert json.loads(record.reason) == {
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
+    }  # fmt: skip
 
 
 def test_without_a_run_folder_the_usage_is_shown():

@@ -32,7 +32,7 @@ def test_steps_of_each_rank_go_to_its_own_file(folder, capsys):
         recorder(folder, rank).step(STEP)
         assert read(folder.rank_metrics(rank), StepRecord) == [STEP]
     line = capsys.readouterr().out.splitlines()[0]
-    assert line.endswith("step 7 loss 2.5000 grad norm 1.250 lr 3.00e-04 2048 tokens/s")
+    assert line.endswith("step 7 loss 2.5000 grad norm 1.250 lr 3.00e-04 2.05k tokens/s")
 
 
 def test_an_evaluation_is_told_in_the_line_and_the_record_of_its_step(folder, capsys):

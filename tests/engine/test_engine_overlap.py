@@ -16,6 +16,7 @@ from hpcdl.engine.tensor.parameters import Factory, Numerics
 from hpcdl.engine.tensor.prefetch import Prefetch
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.memory import MemoryTransport
+from hpcdl.engine.update import Step
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
@@ -274,7 +275,7 @@ def trained(model, decomposition, overlap):
     def work(transport):
         learner = Learner(experiment, decomposition, transport, CPU)
         rows = tokens.chunk(decomposition.batch_shards)[learner.topology.batch_shard]
-        losses = [learner.step(step, rows[:, :-1], rows[:, 1:], 0.01) for step in (1, 2)]
+        losses = [learner.step(Step(step, 0.01), rows[:, :-1], rows[:, 1:]) for step in (1, 2)]
         return losses, [held.parameter.detach().clone() for held in learner.stage.held]
 
     return in_threads(decomposition.ranks, work)

@@ -15,6 +15,7 @@ from hpcdl.engine.keeping import Keeper, Progress
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.program import load_program
 from hpcdl.engine.pruning import Pruner
+from hpcdl.engine.update import Step
 from hpcdl.errors import EngineError
 from hpcdl.spec.checkpoint import Checkpoint
 from hpcdl.spec.decomposition import Decomposition
@@ -187,7 +188,7 @@ def batches(settings, learner):
 
 def train(settings, learner, step):
     portion = batches(settings, learner).rows(step)
-    return learner.step(step, portion.inputs_BL, portion.targets_BL, LR, portion.counted)
+    return learner.step(Step(step, LR), portion.inputs_BL, portion.targets_BL, portion.counted)
 
 
 def trained(settings, decomposition, pruning=None):
@@ -305,10 +306,16 @@ def evaluated(settings, decomposition):
     return in_threads(decomposition.ranks, work)[0]
 
 
-@pytest.mark.parametrize("degrees", [{"data": 2}, {"pipeline": 2, "microbatch": 3}], ids=str)
+@pytest.mark.parametrize("degrees", [{"data": 2}, {"data": 4}, {"pipeline": 2, "microbatch": 3}], ids=str)
 def test_a_validation_loss_does_not_depend_on_the_decomposition(own, degrees):
-    """Ten samples are more than a batch: the second piece is smaller."""
+    """Ten samples are more than a batch: the second piece is smaller, and not to be shared by four."""
     assert evaluated(own(), Decomposition(**degrees)) == pytest.approx(evaluated(own(), SERIAL), rel=1e-6)
+
+
+def test_fewer_samples_than_shards_are_evaluated_on_all_the_same(own):
+    """A run that went on with more shards than samples died at its start, after its time in the queue."""
+    few = own().model_copy(update={"evaluation": Evaluation(every=1, sequences=3)})
+    assert evaluated(few, Decomposition(data=4)) == pytest.approx(evaluated(few, SERIAL), rel=1e-6)
 
 
 def test_a_validation_loss_is_a_mean_over_samples_as_in_training(own):
@@ -320,7 +327,7 @@ def test_a_validation_loss_is_a_mean_over_samples_as_in_training(own):
         learner = Learner(settings, Decomposition(), transport, CPU)
         told = mean_loss(learner, batches(settings, learner).held_out())
         inputs, targets = program.validation.tensors
-        trained = learner.step(1, inputs, targets, 0.0, len(inputs)).loss
+        trained = learner.step(Step(1, 0.0), inputs, targets, len(inputs)).loss
         return told, trained
 
     told, trained = in_threads(1, work)[0]
@@ -390,5 +397,5 @@ def test_what_the_users_own_module_misses_is_passed_on(own):
 def test_an_evaluation_without_validation_is_refused(own):
     settings = own(validation=False)
     held_out = OwnBatches(load_program(settings.model), settings, Share(0, 2)).held_out
-    with pytest.raises(EngineError, match="has 0 samples to evaluate on, not one for each of 2 shards"):
+    with pytest.raises(EngineError, match="the program has no samples to evaluate on"):
         held_out()

@@ -11,6 +11,7 @@ from hpcdl.engine.learner import Learner
 from hpcdl.engine.optim import adamw
 from hpcdl.engine.pruning import Pruner
 from hpcdl.engine.transport.memory import MemoryTransport, World
+from hpcdl.engine.update import Step
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
@@ -53,7 +54,7 @@ def peak(monkeypatch, sparsity, bucket_mib):
     Pruner(settings.training.pruning, learner, lambda *_, **__: None).begin(0)
     tokens = torch.ones(2, LARGE.sequence + 1, dtype=torch.int64)
     measured.bytes = 0
-    learner.step(1, tokens[:, :-1], tokens[:, 1:], 0.1)
+    learner.step(Step(1, 0.1), tokens[:, :-1], tokens[:, 1:])
     matrices = sum(held.parameter.numel() for held in learner.stage.held if held.decay)
     vectors = sum(held.parameter.numel() for held in learner.stage.held if not held.decay)
     return measured.bytes, matrices, vectors
@@ -88,7 +89,7 @@ def test_with_small_buckets_the_fp32_gradient_is_that_of_one(monkeypatch, sparsi
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
 def test_what_is_summed_over_data_is_compressed(sparsity):
-    """The gradients that are kept, in the type the model computes in, and padding; loss and norm besides."""
+    """The gradients that are kept, in the type the model computes in, and padding; loss, norm and a request besides."""
     settings = experiment(sparsity, bucket_mib=100.0)
 
     def work(transport):
@@ -96,13 +97,13 @@ def test_what_is_summed_over_data_is_compressed(sparsity):
         Pruner(settings.training.pruning, learner, lambda *_, **__: None).begin(0)
         transport.sizes.clear()
         tokens = torch.ones(1, LARGE.sequence + 1, dtype=torch.int64)
-        learner.step(1, tokens[:, :-1], tokens[:, 1:], 0.1)
+        learner.step(Step(1, 0.1), tokens[:, :-1], tokens[:, 1:])
         trained = sum(slot.gradient.numel() for slot in learner.gradients.slots)
         return transport.sizes, trained, len(learner.gradients.slots), LARGE.parameters
 
     for sizes, trained, parameters, whole in in_threads(2, work, Logged):
         *gradients, last = sizes
-        assert last == (torch.float64, 2)
+        assert last == (torch.float64, 3)
         assert {dtype for dtype, _ in gradients} == {torch.bfloat16}
         assert trained <= sum(size for _, size in gradients) <= trained + 64 * (parameters + 4)
         assert trained == pytest.approx((1 - sparsity) * whole, rel=0.05)

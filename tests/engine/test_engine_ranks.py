@@ -24,10 +24,21 @@ SLURM = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
         ({"PMI_RANK": "7", "MPI_LOCALRANKID": "3", "PMI_SIZE": "8"}, 7, 3),
         ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "8"}, 2, 0),
         ({"FLUX_TASK_RANK": "4", "FLUX_TASK_LOCAL_ID": "4", "FLUX_JOB_SIZE": "8"}, 4, 4),
+        ({"JSM_NAMESPACE_RANK": "5", "JSM_NAMESPACE_LOCAL_RANK": "1", "JSM_NAMESPACE_SIZE": "8"}, 5, 1),
         ({"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "8", **SLURM}, 1, 0),
         ({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "8"}, 5, 1),
     ],
-    ids=["explicit", "srun", "pals", "mpich", "openmpi", "flux", "explicit beats srun", "srun --mpi=pmi2"],
+    ids=[
+        "explicit",
+        "srun",
+        "pals",
+        "mpich",
+        "openmpi",
+        "flux",
+        "jsrun",
+        "explicit beats srun",
+        "srun --mpi=pmi2",
+    ],
 )
 def test_discover_reads_each_launchers_names(environment, rank, local_rank):
     place = discover(environment, 8)
@@ -38,6 +49,22 @@ def test_mpiexec_inside_a_slurm_job_is_believed_before_slurm():
     """Every rank inherits SLURM_PROCID=0 of the batch script; believing it, all would be rank 0."""
     script = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}
     assert discover({**script, "PMI_RANK": "3", "MPI_LOCALRANKID": "1", "PMI_SIZE": "8"}, 8).rank == 3
+
+
+@pytest.mark.parametrize(
+    "broker",
+    [
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"},
+        {"JSM_NAMESPACE_RANK": "0", "JSM_NAMESPACE_LOCAL_RANK": "0", "JSM_NAMESPACE_SIZE": "2"},
+        {"PALS_RANKID": "0", "PALS_LOCAL_RANKID": "0", "PMI_SIZE": "2"},
+        {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"},
+    ],
+    ids=["mpiexec", "jsrun", "pals", "srun"],
+)
+def test_flux_is_believed_before_what_started_its_brokers(broker):
+    """Every rank inherits the variables of the broker that it was started under."""
+    flux = {"FLUX_TASK_RANK": "3", "FLUX_TASK_LOCAL_ID": "1", "FLUX_JOB_SIZE": "8"}
+    assert discover({**broker, **flux}, 8).rank == 3
 
 
 @pytest.mark.mpi

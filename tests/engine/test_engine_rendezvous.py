@@ -2,13 +2,16 @@
 
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from cluster.slurm import until
 
+from hpcdl.engine import rendezvous
 from hpcdl.engine.ranks import Place
-from hpcdl.engine.rendezvous import meet, own_address
+from hpcdl.engine.rendezvous import meet
 from hpcdl.errors import EngineError
 from hpcdl.spec.experiment import Rendezvous
 
@@ -47,6 +50,18 @@ def test_a_stale_address_where_nobody_listens_is_left_alone(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as gone:
         stale(file, gone.getsockname()[1])
     assert hosts(everybody(file, 2)) == [["n0", "n1"]] * 2
+
+
+def test_a_stranger_that_listens_there_and_says_nothing_holds_nobody_up(tmp_path, monkeypatch):
+    """torch's store waits for its word whatever its time limit."""
+    monkeypatch.setattr(rendezvous, "CONNECT_S", 1.0)
+    file = tmp_path / "attempt-1.json"
+    with socket.create_server(("127.0.0.1", 0)) as stranger, ThreadPoolExecutor(2) as pool:
+        stale(file, stranger.getsockname()[1])
+        late = pool.submit(meet, Place(1, 1, 2, "n1"), LOOPBACK, file)
+        assert until(lambda: any(thread.name == "rendezvous" for thread in threading.enumerate()), 10)
+        first = pool.submit(meet, Place(0, 0, 2, "n0"), LOOPBACK, file)
+        assert hosts([first.result(), late.result()]) == [["n0", "n1"]] * 2
 
 
 def test_a_stale_address_that_another_run_took_over_is_not_joined(tmp_path):
@@ -91,15 +106,3 @@ def test_a_rank_that_finds_nobody_at_the_address_says_so(tmp_path):
     (alone,) = everybody(tmp_path / "a.json", 2, rules, absent=(0,))
     assert "rank 0 cannot be reached from n1" in alone.message
     assert "refused" in alone.message
-
-
-def test_own_address_follows_the_sites_rule():
-    assert own_address(LOOPBACK) == "127.0.0.1"
-    assert own_address(Rendezvous(suffix=".hsn.example.org")) == socket.gethostname() + ".hsn.example.org"
-    assert own_address(Rendezvous(address="interface", interface="lo")) == "127.0.0.1"
-
-
-def test_own_address_of_an_unknown_interface_names_those_there_are():
-    with pytest.raises(EngineError, match="hsn9") as refused:
-        own_address(Rendezvous(address="interface", interface="hsn9"))
-    assert "lo" in refused.value.hint

@@ -14,7 +14,7 @@ from hpcdl.engine.timeline import Span, Timeline
 from hpcdl.engine.trace import Tracer, order, title
 from hpcdl.engine.transport.memory import World
 from hpcdl.engine.transport.observed import Observed
-from hpcdl.runs import archive
+from hpcdl.runs.archive import packing
 from hpcdl.spec.decomposition import Decomposition
 
 FOUR = Decomposition(pipeline=2, data=2, microbatch=1)
@@ -128,7 +128,7 @@ def test_an_arrow_leads_from_each_message_sent_to_where_it_was_received(run):
 
 
 def test_collecting_a_run_takes_its_traces_along(run):
-    kept = {path.name for path in archive.contents(run.folder) if path.parent == run.folder.traces}
+    kept = {path.name for path in packing.contents(run.folder) if path.parent == run.folder.traces}
     assert (
         kept == {path.name for path in run.folder.traces.iterdir()} >= {"rank-00003.json", "steps-3-4.json"}
     )

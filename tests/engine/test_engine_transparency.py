@@ -6,6 +6,7 @@ from engine_transparency import CPU, SGD_LIKE, assert_transparent, batches, expe
 from engine_worlds import GPT, LLAMA, Jittery, in_threads
 
 from hpcdl.engine.learner import Learner
+from hpcdl.engine.update import Step
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.model import Model
 
@@ -67,7 +68,7 @@ def evaluated(decomposition, rows):
         part = tokens.chunk(decomposition.batch_shards)[learner.topology.batch_shard]
         losses = [learner.evaluate(part[:, :-1], part[:, 1:]) for _ in range(2)]
         assert all(held.parameter.grad is None for held in learner.stage.held)
-        outcome = learner.step(1, part[:, :-1], part[:, 1:], 0.0)
+        outcome = learner.step(Step(1, 0.0), part[:, :-1], part[:, 1:])
         return [*losses, outcome.loss]
 
     return in_threads(decomposition.ranks, work, lambda world, rank: Jittery(world, rank, 1))
@@ -146,7 +147,7 @@ def test_padding_weighs_nothing_wherever_it_stands(degrees):
             learner = Learner(experiment(GPT), decomposition, transport, CPU)
             shard, shards = learner.topology.batch_shard, decomposition.batch_shards
             rows = (part.chunk(shards)[shard] for part in (tokens[:, :-1], targets))
-            return learner.step(1, *rows, SGD_LIKE.lr, told)
+            return learner.step(Step(1, SGD_LIKE.lr), *rows, told)
 
         return in_threads(decomposition.ranks, rank)[0]
 

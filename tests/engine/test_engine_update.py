@@ -10,6 +10,7 @@ from engine_worlds import GPT, LLAMA, in_threads, whole
 
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.topology import Topology
+from hpcdl.engine.update import Step
 from hpcdl.errors import EngineError
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
@@ -53,7 +54,7 @@ def learn(learner, settings, steps, *, begin=0):
     topology, outcomes = learner.topology, []
     for step, tokens in list(enumerate(batches(settings), 1))[begin:steps]:
         rows = tokens.chunk(topology.decomposition.batch_shards)[topology.batch_shard]
-        outcomes.append(learner.step(step, rows[:, :-1], rows[:, 1:], settings.training.optimizer.lr))
+        outcomes.append(learner.step(Step(step, settings.training.optimizer.lr), rows[:, :-1], rows[:, 1:]))
     return outcomes
 
 

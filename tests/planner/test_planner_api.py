@@ -34,7 +34,12 @@ def test_every_field_stands_on_the_page(kind):
 
 
 def test_the_names_are_functions_whatever_was_imported_first():
-    for first in ("hpcdl.planner.estimate", "hpcdl.planner.plan", "hpcdl.planner.scaling", "hpcdl.workflow"):
+    for first in (
+        "hpcdl.planner.estimate",
+        "hpcdl.planner.plan",
+        "hpcdl.planner.scaling",
+        "hpcdl.workflow.studying",
+    ):
         code = f"import {first}; from hpcdl.planner import estimate, plan; print(callable(plan), callable(estimate))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout == "True True\n"

@@ -5,8 +5,8 @@ from hpcdl.planner import comm
 from hpcdl.planner.choices import Space
 from hpcdl.planner.fabric import Fabric
 from hpcdl.planner.space import Candidates
+from hpcdl.sites.node import Device, Links, NodeType
 from hpcdl.sites.profile import default_profile
-from hpcdl.sites.site import Device, Links, NodeType
 from hpcdl.spec.decomposition import AXES, Decomposition
 from hpcdl.spec.model import Model
 

@@ -8,7 +8,7 @@ import pytest
 from hpcdl.planner.engines import find_engine
 from hpcdl.planner.fabric import REPLICAS, Fabric
 from hpcdl.planner.space import Candidates
-from hpcdl.sites.site import Device, Links, NodeType
+from hpcdl.sites.node import Device, Links, NodeType
 from hpcdl.spec.decomposition import Decomposition
 
 NO_LATENCY = dict(collective_latency_s=0.0, hop_latency_s=0.0, network_latency_s=0.0)

@@ -106,9 +106,12 @@ def test_nodes_without_a_network_between_them_cannot_be_joined():
 
 
 def test_a_precision_without_a_peak_is_refused(perlmutter):
-    node = perlmutter.nodes["gpu40"]
-    check_precision("bf16", node)
-    volta = node.device.model_copy(update={"model": "Tesla V100", "peak_tflops": {"fp32": 15.7, "fp16": 125}})
+    check_precision("bf16", None, perlmutter)
+    volta = perlmutter.nodes["gpu40"].device.model_copy(
+        update={"model": "Tesla V100", "peak_tflops": {"fp32": 15.7, "fp16": 125}}
+    )
+    node = perlmutter.nodes["gpu40"].model_copy(update={"device": volta})
+    older = perlmutter.model_copy(update={"nodes": perlmutter.nodes | {"gpu40": node}})
     with pytest.raises(UsageError, match="bf16 is not supported by Tesla V100") as caught:
-        check_precision("bf16", node.model_copy(update={"device": volta}))
+        check_precision("bf16", None, older)
     assert "fp32 or fp16" in caught.value.hint

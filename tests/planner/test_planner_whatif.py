@@ -7,7 +7,7 @@ import pytest
 from hpcdl.errors import UsageError
 from hpcdl.planner.question import Question
 from hpcdl.planner.whatif import KEYS, changed
-from hpcdl.sites.site import NodeType
+from hpcdl.sites.node import NodeType
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from hpcdl.run_folder import RunFolder
-from hpcdl.runs.metrics import Progress, planned_step_seconds, progress, steps
+from hpcdl.runs.metrics import Progress, lately, newest, planned_step_seconds, progress, steps
 from hpcdl.telemetry import StepRecord, append
 
 
@@ -39,6 +39,17 @@ def test_steps_repeated_after_a_restart_count_as_they_ran_last(tmp_path):
     assert [each.loss for each in steps(folder)] == [5.0, 3.9, 3.0]
 
 
+def test_a_run_that_went_on_from_a_checkpoint_stands_where_its_newest_step_is(tmp_path):
+    """It had reached step 4, and begins again after step 1."""
+    folder = RunFolder(tmp_path)
+    folder.metrics.mkdir()
+    assert newest(folder) is None
+    for step in (1, 2, 3, 4, 2):
+        append(folder.rank_metrics(0), record(step, 5.0, 1.0))
+    assert [each.step for each in steps(folder)] == [1, 2]
+    assert newest(folder) == steps(folder)[-1]
+
+
 def test_planned_step_is_that_of_the_plans_best(tmp_path):
     folder = RunFolder(tmp_path)
     assert planned_step_seconds(folder) is None
@@ -66,3 +77,18 @@ def test_progress_says_where_the_time_went_after_the_first_step():
 def test_progress_of_records_without_accounts_knows_none():
     done = progress([record(1, 5.0, 1.0), record(2, 4.0, 1.0)])
     assert (done.mfu, done.hfu, done.spent) == (None, None, {})
+
+
+def test_the_newest_steps_are_those_of_the_newest_attempt_and_no_file_is_read_whole(tmp_path):
+    """Following a run of 50,000 steps read all of them twice a second."""
+    folder = RunFolder(tmp_path)
+    folder.metrics.mkdir()
+    assert lately(folder) == []
+    for step in range(1, 1001):
+        append(folder.rank_metrics(0), replace(record(step, 5.0, 9.0), attempt=1))
+    assert 10 < len(lately(folder)) < 200
+    assert lately(folder)[-1].step == 1000
+    for step in (991, 992, 993):
+        append(folder.rank_metrics(0), replace(record(step, 4.0, 1.0), attempt=2))
+    assert [each.step for each in lately(folder)] == [991, 992, 993]
+    assert progress(lately(folder)).step_seconds == 1.0

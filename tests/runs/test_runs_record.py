@@ -4,16 +4,8 @@ from signal import SIGTERM
 
 import pytest
 
-from hpcdl.runs.record import (
-    Attempt,
-    Evidence,
-    RunState,
-    Sighting,
-    attempts,
-    describe,
-    first_failure,
-    verdict,
-)
+from hpcdl.runs.blame import Evidence, describe, first_failure
+from hpcdl.runs.record import Attempt, RunState, Sighting, attempts, verdict
 from hpcdl.schedulers.base import JobState
 from hpcdl.telemetry import ExitRecord, RunEvent
 
@@ -52,6 +44,28 @@ def test_verdict_gone_with_the_scripts_record_says_how_it_ended():
     assert verdict(SUBMITTED, None, Evidence(0), LATER).state is RunState.COMPLETED
     failed = verdict(SUBMITTED, None, Evidence(7, [ended(1, 7)], 2), LATER)
     assert (failed.state, failed.exit_code) == (RunState.FAILED, 7)
+
+
+def test_verdict_of_a_run_that_stopped_as_asked_is_paused_not_completed():
+    evidence = Evidence(0, [ended(0, 0), ended(1, 0)], 2, paused=40)
+    for sighting in (None, Sighting(RunState.COMPLETED, "COMPLETED", 0)):
+        after = verdict(SUBMITTED, sighting, evidence, LATER)
+        assert (after.state, after.exit_code) == (RunState.PAUSED, 0)
+        assert "stopped after step 40, saved" in after.reason
+    assert RunState.PAUSED.over
+    assert not RunState.PAUSED.failed
+
+
+def test_verdict_of_a_program_that_was_warned_and_ended_well_is_paused_for_nobody_knows_more():
+    evidence = Evidence(0, [ended(0, 0), ended(1, 0)], 2, warned="SIGUSR1")
+    attempt = verdict(SUBMITTED, None, evidence, LATER)
+    assert (attempt.state, attempt.exit_code) == (RunState.PAUSED, 0)
+    assert "sent SIGUSR1, and ended well" in attempt.reason
+
+
+def test_verdict_of_a_run_that_paused_too_late_is_its_true_end():
+    timeout = verdict(SUBMITTED, Sighting(RunState.TIMEOUT, "TIMEOUT"), Evidence(None, paused=40), LATER)
+    assert timeout.state is RunState.TIMEOUT
 
 
 def test_verdict_reports_the_culprits_code_not_the_launchers():

@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs.written import prepared
 
 from hpcdl.errors import UsageError
 from hpcdl.runs import store
@@ -22,6 +23,12 @@ def make(runs, name):
 def test_run_id_is_safe_whatever_the_name(name):
     """A name with spaces, quotes, ; or $() never reaches a shell: only the id does."""
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]*", store.run_id(name, 0.0))
+
+
+def test_a_folder_of_runs_that_no_script_could_name_is_refused(tmp_path):
+    """Linux takes any bytes for a name; a record is UTF-8."""
+    with pytest.raises(UsageError, match="has a name that is not UTF-8"):
+        store.runs_folder(tmp_path / "runs\udcff")
 
 
 def test_run_id_is_unique_within_a_second():
@@ -56,6 +63,15 @@ def test_create_where_nothing_can_be_written_names_the_folder(tmp_path):
     blocker.write_text("")
     with pytest.raises(UsageError, match=str(blocker)):
         store.create(blocker / "runs", "x")
+
+
+def test_an_array_whose_folders_cannot_all_be_made_leaves_none_and_touches_no_other(tmp_path, monkeypatch):
+    """Empty folders stayed behind; the one that is in the way belongs to somebody else."""
+    monkeypatch.setattr(store, "run_id", lambda name, now: name)
+    (tmp_path / "a-2").mkdir()
+    with pytest.raises(UsageError, match="cannot create a run folder"):
+        store.create_array(tmp_path, "a", 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["a-2"]
 
 
 def test_all_runs_in_a_file_instead_of_a_folder_is_refused(tmp_path):
@@ -93,3 +109,19 @@ def test_evidence_of_a_torn_record_is_none(tmp_path):
     folder.rank_exit(1, 0).write_text("{")
     assert store.evidence(folder, 1, 1).script_exit is None
     assert store.evidence(folder, 1, 1).ranks == []
+
+
+COMMAND = "command: [echo, hello]\nresources: {gpus: 1}\n"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_outline_says_what_the_whole_says(tmp_path, own):
+    """A list reads only the outline of a run."""
+    folder = prepared(tmp_path, text=COMMAND if own else None)
+    whole, outline = store.resolved(folder), store.outline(folder)
+    assert (outline.site, outline.steps) == (whole.site, whole.experiment.steps)
+    assert outline.command == (whole.experiment.command.run if own else None)
+    assert outline.decomposition == (None if own else whole.decomposition)
+    folder.resolved.write_text("{}")
+    with pytest.raises(UsageError, match=re.escape(str(folder.resolved))):
+        store.outline(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdl.run_folder import RunFolder
-from hpcdl.schedulers.base import Job
+from hpcdl.schedulers.base import Job, Scheduler
 from hpcdl.sites.site import Site
 from hpcdl.spec.experiment import ResolvedRun
 
@@ -51,7 +51,8 @@ def site(kind: str = "slurm", launcher: str = "srun", **changes: Any) -> Site:
 
 def job(
     folder: Path, machine: Site, *, nodes: int = 1, ranks_per_node: int = 2, python: str = sys.executable,
-    environment: dict[str, str] | None = None, transport: str = "dist", run: str = "sample-1", **resources: Any,
+    environment: dict[str, str] | None = None, transport: str = "dist", run: str = "sample-1",
+    checkpoint: dict[str, Any] | None = None, **resources: Any,
 ) -> Job:  # fmt: skip
     """A job of ``nodes`` × ``ranks_per_node`` ranks with one core each."""
     experiment = {
@@ -60,6 +61,7 @@ def job(
         "resources": {"nodes": nodes, **resources},
         "communication": {"transport": transport},
         "environment": environment or {},
+        "checkpoint": checkpoint or {},
     }
     resolved = ResolvedRun.model_validate(
         {
@@ -77,18 +79,28 @@ def job(
     return Job(resolved, machine, folder, 1, python)
 
 
+def head(backend: Scheduler, work: Job) -> list[str]:
+    """The directives of a script, as its lines."""
+    return [f"{backend.PREFIX} {directive.text}" for directive in backend.directives(work)]
+
+
 def prepared(folder: Path) -> RunFolder:
     """The run folder with the folders that a launcher makes before it submits."""
     run = RunFolder(folder)
     run.logs(1).mkdir(parents=True)
     run.exits(1).mkdir(parents=True)
+    run.request(1).parent.mkdir()
+    run.request(1).touch()
     return run
 
 
-def interpreter(folder: Path, body: str) -> str:
-    """A program that stands for the ranks' Python: called like it, and does ``body`` in bash."""
+def interpreter(folder: Path, body: str, verb: str = "exit 0") -> str:
+    """A program that stands for the ranks' Python: called like it, and does ``body`` in bash.
+
+    Where the script asks whether the run goes on (``-m hpcdl advance``), it does ``verb``.
+    """
     path = folder / "interpreter"
-    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.write_text(f'#!/bin/bash\n[ "$2" != hpcdl ] || {verb}\n{body}\n')
     path.chmod(0o755)
     return str(path)
 

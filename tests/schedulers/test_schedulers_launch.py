@@ -27,7 +27,8 @@ def test_srun_is_told_everything_again(tmp_path):
         launch={"cpu_bind": "cores", "gpu_bind": "none", "arguments": ["--network=x y"], "mpi": "pmi2"}
     )
     assert command(tmp_path, machine, nodes=3, ranks_per_node=4) == [
-        *("srun", "--kill-on-bad-exit=1", "--label", "--nodes=3", "--ntasks=12", "--ntasks-per-node=4"),
+        *("srun", "--kill-on-bad-exit=1", "--wait=60", "--label", "--nodes=3", "--ntasks=12"),
+        "--ntasks-per-node=4",
         *(
             "--cpus-per-task=1",
             "--gpus-per-node=4",

@@ -172,18 +172,6 @@ def test_job_of_another_machine_is_not_called_gone():
         local.cancelled(shell.run(local.cancel(job_id)))
 
 
-def test_second_attempt_does_not_end_with_the_record_of_the_first(tmp_path, started):
-    folder = prepared(tmp_path / "run")
-    folder.job_exit(1).write_text('{"exit_code": 3}')
-    body = f"cp {folder.job_exit(1)} {tmp_path}/seen; exit 0"
-    folder.script.write_text(render(job(folder.path, MACHINE, python=interpreter(folder.path, body))))
-    job_id = local.submitted(shell.run(local.submit(folder.script), cwd=folder.path))
-    started.append(job_id)
-    wait_until(lambda: not ask(job_id))
-    assert exit_code(folder) == 0
-    assert not (tmp_path / "seen").exists()
-
-
 def test_submission_that_fails_says_why():
     with pytest.raises(SchedulerError, match="could not be started: setsid: failed"):
         local.submitted(shell.Completed(1, "", "setsid: failed"))

@@ -6,21 +6,28 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schedulers.sample import HOSTILE, HOSTILE_NAME, bash, interpreter, job, prepared, site
+from schedulers.sample import HOSTILE, HOSTILE_NAME, bash, head, interpreter, job, prepared, site
 
 from hpcdl.errors import SchedulerError, SiteError, UsageError
+from hpcdl.schedulers.known import SCHEDULERS
 from hpcdl.schedulers.script import quote, render
+from hpcdl.sites.access import SchedulerKind
 
 KINDS = [
     ("slurm", "srun"),
     ("pbs", "mpiexec-pals"),
     ("pbs", "mpiexec-hydra"),
     ("pbs", "mpiexec-openmpi"),
+    ("flux", "flux-run"),
+    ("lsf", "jsrun"),
+    ("lsf", "mpiexec-openmpi"),
     ("local", "fork"),
 ]
 LOCAL = site("local", "fork", scheduler={"gpu_request": "none"}, nodes={"gpu": {"device": {"kind": "cpu"}}})
@@ -111,14 +118,13 @@ def test_script_passes_shellcheck(tmp_path, kind, launcher):
         assert checked.returncode == 0, checked.stdout.decode()
 
 
-@pytest.mark.parametrize(("kind", "launcher"), KINDS[:4])
+@pytest.mark.parametrize(("kind", "launcher"), KINDS[:-1])
 def test_directives_stand_before_the_first_command(tmp_path, kind, launcher):
     """Schedulers read no further."""
-    lines = render(job(tmp_path, site(kind, launcher), environment=HOSTILE)).split("\n")
-    prefix = {"slurm": "#SBATCH", "pbs": "#PBS"}[kind]
-    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
-    assert lines[0] == "#!/bin/bash"
-    assert sum(line.startswith(prefix) for line in lines[:first_command]) >= 8
+    work = job(tmp_path, site(kind, launcher), environment=HOSTILE)
+    wanted = head(SCHEDULERS[kind], work)
+    assert len(wanted) >= 6
+    assert render(work).split("\n")[: len(wanted) + 1] == ["#!/bin/bash", *wanted]
 
 
 def test_rendering_is_repeatable(tmp_path):
@@ -222,6 +228,15 @@ def test_users_own_template_comes_first(tmp_path):
     assert script == "mine: sample-1 '/a b'\n"
 
 
+def test_a_job_makes_the_next_script_from_the_templates_of_its_own(tmp_path, monkeypatch):
+    """PBS hands no environment on, and no job begins in the folder that a relative path is relative to."""
+    monkeypatch.chdir(tmp_path)
+    script = render(job(tmp_path / "run", site()), {"HPCDL_PATH": "mine o:/site", "HOME": "/nonexistent"})
+    (line,) = [line for line in script.splitlines() if "HPCDL_PATH" in line]
+    assert line.split("#")[0].strip() == f"export HPCDL_PATH='{tmp_path}/mine o:/site'"
+    assert "HPCDL_PATH" not in render(job(tmp_path / "run", site()), {})
+
+
 @pytest.mark.parametrize("text", ["{{ unknown }}", "{% if %}", '{% include "absent" %}'])
 def test_users_template_that_is_wrong_is_named(tmp_path, text):
     (tmp_path / "templates").mkdir()
@@ -230,10 +245,25 @@ def test_users_template_that_is_wrong_is_named(tmp_path, text):
         render(job(tmp_path, site()), {"HPCDL_PATH": str(tmp_path)})
 
 
-@pytest.mark.parametrize("kind", ["lsf", "flux"])
-def test_scheduler_without_a_backend_is_refused(tmp_path, kind):
-    with pytest.raises(SiteError, match=f"{kind}.*only slurm, pbs, local"):
-        render(job(tmp_path, site(kind)))
+def test_every_scheduler_that_a_site_file_may_name_has_a_backend():
+    assert set(SCHEDULERS) == set(get_args(SchedulerKind))
+
+
+@pytest.mark.parametrize(("kind", "launcher"), KINDS)
+def test_no_line_of_a_users_text_begins_a_line_of_the_script(tmp_path, kind, launcher):
+    """bsub and flux batch read directives wherever they stand, also inside quotes."""
+    text = "first\n#BSUB -q stolen\n# flux: --queue=stolen\n#SBATCH -p stolen\n#PBS -q stolen"
+    folder = tmp_path / "run\n#BSUB -n 99\n# flux: -N99"
+    script = render(job(folder, site(kind, launcher), environment={"LINES": text}))
+    assert not [line for line in script.splitlines() if "stolen" in line and line.startswith("#")]
+    assert not [line for line in script.splitlines() if "99" in line and line.startswith("#")]
+
+
+@pytest.mark.parametrize(("kind", "launcher"), KINDS)
+def test_queue_by_the_schedulers_own_name_is_the_one_of_that_key(tmp_path, kind, launcher):
+    machine = site(kind, launcher, partitions={"big": {"node": "gpu", "name": "gpu_p", "directives": ["-x"]}})
+    by_key, by_name = (render(job(tmp_path, machine, queue=queue)) for queue in ("big", "gpu_p"))
+    assert by_key == by_name != render(job(tmp_path, machine)) or kind == "local"
 
 
 @pytest.mark.parametrize(("kind", "launcher"), KINDS)
@@ -241,3 +271,53 @@ def test_run_id_that_is_no_word_is_refused_by_every_kind(tmp_path, kind, launche
     """It also stands in a comment, which a newline would end."""
     with pytest.raises(SchedulerError, match="cannot be a job name"):
         render(job(tmp_path, site(kind, launcher), run="a\ntouch x"))
+
+
+def timed(folder, body, setup=(), **changes):
+    """A script of a scheduler that warns of nothing, with a stand-in for its launcher."""
+    machine = site(
+        "pbs", "fork", scheduler={"gpu_request": "none"}, nodes={"gpu": {"device": {"kind": "cpu"}}},
+        software={"setup": list(setup)},
+    )  # fmt: skip
+    return render(job(folder.path, machine, python=interpreter(folder.path.parent, body), **changes))
+
+
+def test_script_asks_the_ranks_to_save_before_its_time_is_over(tmp_path):
+    folder = prepared(tmp_path / HOSTILE_NAME)
+    body = f"for i in {{1..80}}; do [ -s {quote(str(folder.request(1)))} ] && exit 0; sleep 0.1; done; exit 9"
+    script = timed(folder, body, walltime="00:00:04", checkpoint={"before_limit_seconds": 3})
+    assert bash(script, folder.path).returncode == 0
+    assert folder.request(1).read_text() == "the walltime is nearly over\n"
+
+
+@pytest.mark.parametrize("seconds", [2, 4])
+def test_what_setup_takes_of_the_walltime_is_not_forgotten(tmp_path, seconds):
+    """The ranks ask within a second of their start; the warning was due 2 s after the script's."""
+    folder = prepared(tmp_path / "run")
+    body = f"for i in {{1..10}}; do [ -s {folder.request(1)} ] && exit 0; sleep 0.1; done; exit 9"
+    checkpoint = {"before_limit_seconds": 58}
+    script = timed(folder, body, [f"sleep {seconds}"], walltime="00:01:00", checkpoint=checkpoint)
+    assert bash(script, folder.path).returncode == 0
+
+
+def test_clock_of_a_script_ends_with_it(tmp_path):
+    folder = prepared(tmp_path / "run")
+    script = timed(folder, "exit 3", walltime="00:10:00")
+    started = time.monotonic()
+    assert bash(script, folder.path).returncode == 3  # its output is closed too, or this would wait
+    assert time.monotonic() - started < 5
+    assert folder.request(1).read_text() == ""
+
+
+def test_no_clock_where_the_scheduler_warns_or_nobody_wants_it(tmp_path):
+    assert "hpcdl_timer" not in render(job(tmp_path, site()))
+    assert "hpcdl_timer" not in render(job(tmp_path, LOCAL))
+    unasked = timed(prepared(tmp_path / "run"), "", checkpoint={"before_limit_seconds": 0})
+    assert "hpcdl_timer" not in unasked
+
+
+def test_script_that_gets_the_warning_writes_it_down_and_goes_on(tmp_path):
+    folder = prepared(tmp_path / "run")
+    body = f"read -r _ _ _ script _ </proc/$PPID/stat; kill -s USR1 $script; for i in {{1..50}}; do [ -s {folder.request(1)} ] && exit 0; sleep 0.1; done; exit 9"
+    script = render(job(folder.path, LOCAL, python=interpreter(tmp_path, body), ranks_per_node=1))
+    assert bash(script, folder.path).returncode == 0

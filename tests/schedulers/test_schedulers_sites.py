@@ -6,15 +6,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from schedulers.sample import job
+from schedulers.sample import job, site
 
+from hpcdl.errors import SiteError
 from hpcdl.schedulers.known import SCHEDULERS
 from hpcdl.schedulers.script import render
-from hpcdl.sites.site import Site
-from hpcdl.spec import load
+from hpcdl.sites.load import load_site
 
-FILES = sorted((Path(__file__).parents[2] / "site_configs").glob("*.yaml"))
-SITES = {path.stem: load.validate(load.read(path), Site) for path in FILES}
+FILES = sorted((Path(__file__).parents[2] / "site_configs").glob("[!_]*.yaml"))
+SITES = {path.stem: load_site(str(path)) for path in FILES}
 WAYS_IN = [
     (name, queue)
     for name, machine in SITES.items()
@@ -33,8 +33,19 @@ def test_shipped_site_renders_a_sound_script_for_each_way_in(tmp_path, name, que
     )  # fmt: skip
     script = render(work)
     subprocess.run(["bash", "-n"], input=script.encode(), check=True)
-    head = [line for line in script.split("\n") if line.startswith(("#SBATCH", "#PBS"))]
+    prefix = SCHEDULERS[machine.scheduler.kind].PREFIX
+    head = [line for line in script.split("\n") if line.startswith(prefix)]
     for option in machine.scheduler.forbidden:
         assert not any(option in line.split("=")[0].split(" ") for line in head), option
     for wanted in (*machine.scheduler.directives, partition.name or queue, "physics"):
         assert any(wanted in line for line in head), wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "launcher"), [("slurm", "srun"), ("pbs", "mpiexec-pals"), ("flux", "flux-run"), ("lsf", "jsrun")]
+)
+@pytest.mark.parametrize("name", ["x;y", "a b", "#c", "-p"])
+def test_way_in_that_no_directive_can_hold_is_refused(tmp_path, kind, launcher, name):
+    machine = site(kind, launcher, partitions={name: {"node": "gpu"}}, default_partition=name)
+    with pytest.raises(SiteError, match=r"partitions: .* may hold only letters"):
+        render(job(tmp_path, machine))

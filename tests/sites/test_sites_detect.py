@@ -3,8 +3,8 @@ import pytest
 from hpcdl.errors import InfeasibleError
 from hpcdl.planner.layout import spread
 from hpcdl.sites.detect import Gpu, describe, parse_gpus
+from hpcdl.sites.node import Device
 from hpcdl.sites.profile import default_profile
-from hpcdl.sites.site import Device
 from hpcdl.spec.job import Resources
 
 # nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits, as drivers print it.

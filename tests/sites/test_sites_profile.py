@@ -4,8 +4,8 @@ import pytest
 
 from hpcdl.errors import UsageError
 from hpcdl.sites.measured import measured_products
+from hpcdl.sites.node import Device
 from hpcdl.sites.profile import default_profile, read_profile
-from hpcdl.sites.site import Device
 
 A100 = Device(
     kind="gpu", model="NVIDIA A100", memory="80GiB", memory_bandwidth=2039, peak_tflops={"bf16": 312}

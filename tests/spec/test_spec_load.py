@@ -1,4 +1,5 @@
 import contextlib
+import json
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,23 @@ def test_a_good_file_is_read_with_yaml_1_2_scalars():
 )
 def test_an_error_says_where_what_and_the_way_out(old, new, words):
     assert words in complaint(GOOD.replace(old, new))
+
+
+def test_file_written_as_json_means_what_it_says():
+    """JSON's writers spell a character beyond U+FFFF as two escapes; it was refused as two halves."""
+    told = {"name": "a 🚀", "🚀": ["\ufeff速度", "1e999", ""]}
+    assert load.parse(json.dumps(told), "exp.yaml").content == told
+
+
+@pytest.mark.parametrize("text", ['name: "a\\ud800"', 'name: a\nenvironment: {A: "\\udfff"}', '"\\udcff": a'])
+def test_half_a_character_is_refused_where_it_stands(text):
+    with pytest.raises(UsageError, match=r"exp.yaml:\d+:\d+: .* which is half of a character"):
+        load.parse(text, "exp.yaml")
+
+
+def test_a_file_that_no_record_could_name_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="has a name that is not UTF-8"):
+        load.read(tmp_path / "a\udcff" / "exp.yaml")
 
 
 def test_every_problem_is_reported_at_once():

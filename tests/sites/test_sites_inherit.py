@@ -1,0 +1,119 @@
+"""``extends:`` copies the values of another file; each value remembers the file it was read in."""
+
+import pytest
+
+from hpcdl import resources
+from hpcdl.errors import SiteError
+from hpcdl.sites.load import available, load_site
+
+BASE = """
+name: base
+identity: {facility: BASE, hostnames: [base.*], sources: {nodes: somewhere 2026}, unverified: [policy]}
+scheduler: {kind: slurm, directives: [--exclusive]}
+launch: {launcher: srun}
+partitions: {short: {node: a}, long: {node: a}}
+default_partition: short
+nodes:
+  a:
+    device: {kind: gpu, model: NVIDIA V100, memory: 16GiB, memory_bandwidth: 900, peak_tflops: {fp16: 125}}
+    devices: 4
+    cores: 40
+    host_memory: 256GiB
+    links: {intra_node: 75}
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(**texts):
+        for name, text in texts.items():
+            (tmp_path / f"{name}.yaml").write_text(text)
+        return lambda name: load_site(str(tmp_path / f"{name}.yaml"))
+
+    return write
+
+
+def test_child_keeps_what_it_does_not_say(files):
+    load = files(base=BASE, child="name: child\nextends: base\nnodes: {a: {device: {memory: 32GiB}}}\n")
+    node = load("child").nodes["a"]
+    assert (node.device.memory, node.device.model, node.devices) == ("32GiB", "NVIDIA V100", 4)
+    assert load("base").nodes["a"].device.memory == "16GiB"
+
+
+def test_null_takes_out_and_lists_are_replaced(files):
+    child = "name: child\nextends: base\npartitions: {long: null}\nscheduler: {directives: [--mem=0]}\n"
+    site = files(base=BASE, child=child)("child")
+    assert list(site.partitions) == ["short"]
+    assert site.scheduler.directives == ["--mem=0"]
+
+
+def test_several_bases_are_laid_one_over_another(files):
+    part = "identity: {unverified: [launch]}\nnodes: {b: {cores: 8}}\nscheduler: {directives: [--x]}\n"
+    whole = BASE.replace("name: base", "name: base\nidentity: {}").replace(
+        "identity: {facility", "# {facility"
+    )
+    load = files(base=whole, _part=part, child="name: child\nextends: [base, _part]\nnodes: {b: null}\n")
+    site = load("child")
+    assert site.nodes["a"].cores == 40
+    assert site.scheduler.directives == ["--x"]
+    assert site.identity.unverified == ["launch"]
+    assert site.place("scheduler", "directives").split("/")[-1].startswith("_part.yaml:3:")
+
+
+def test_how_the_base_is_recognised_is_not_inherited(files):
+    identity = files(base=BASE, child="name: child\nextends: base\nidentity: {unverified: [network]}\n")(
+        "child"
+    ).identity
+    assert identity.hostnames == []
+    assert identity.facility is None
+    assert identity.sources == {"nodes": "somewhere 2026"}
+    assert identity.unverified == ["policy", "network"]
+
+
+def test_every_value_knows_its_file_and_line(files, tmp_path):
+    child = "name: child\nextends: base\nnodes:\n  a:\n    cores: 44\n"
+    site = files(base=BASE, child=child)("child")
+    assert site.place("nodes", "a", "cores") == f"{tmp_path}/child.yaml:5:12"
+    assert site.place("nodes", "a", "devices").startswith(f"{tmp_path}/base.yaml:11:")
+    # What no file says stands where the thing around it stands.
+    assert site.place("partitions", "short", "max_nodes").startswith(f"{tmp_path}/base.yaml:6:")
+
+
+def test_wrong_inherited_value_is_told_where_it_was_read(files, tmp_path):
+    load = files(base=BASE.replace("devices: 4", "devices: four"), child="name: child\nextends: base\n")
+    with pytest.raises(SiteError, match=rf"{tmp_path}/base.yaml:11:14: nodes.a.devices is 'four'"):
+        load("child")
+
+
+def test_base_that_is_not_there_is_told_with_its_line(files, tmp_path):
+    with pytest.raises(SiteError, match=rf"{tmp_path}/child.yaml:2:10: 'bsae' is not among the site files"):
+        files(child="name: child\nextends: bsae\n")("child")
+
+
+def test_base_that_is_nearly_there_is_guessed(files):
+    with pytest.raises(
+        SiteError, match=r"'perlmuter' is not among the site files; did you mean 'perlmutter'\?"
+    ):
+        files(child="name: child\nextends: perlmuter\n")("child")
+
+
+def test_files_that_extend_each_other_are_refused(files):
+    load = files(one="name: one\nextends: two\n", two="name: two\nextends: one\n")
+    with pytest.raises(SiteError, match=r"'one' extends this file in its turn"):
+        load("one")
+
+
+def test_own_file_may_extend_the_bundled_one_of_its_name(files):
+    site = files(perlmutter="name: perlmutter\nextends: perlmutter\nscheduler: {poll_seconds: 60}\n")(
+        "perlmutter"
+    )
+    assert site.scheduler.poll_seconds == 60
+    assert site.nodes == load_site(str(resources.bundled("site_configs") / "perlmutter.yaml")).nodes
+
+
+def test_part_of_a_site_is_no_site(tmp_path, monkeypatch):
+    folder = tmp_path / "site_configs"
+    folder.mkdir()
+    (folder / "_part.yaml").write_text("nodes: {}\n")
+    monkeypatch.setenv("HPCDL_PATH", str(tmp_path))
+    assert "_part" not in available()

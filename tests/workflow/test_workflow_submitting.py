@@ -1,0 +1,34 @@
+"""A submission is told as it was: refused, or not answered, which is something else."""
+
+from functools import partial
+
+import pytest
+
+from hpcdl import shell
+from hpcdl.errors import NoAnswerError, SchedulerError
+from hpcdl.runs import store
+from hpcdl.runs.record import RunState
+from hpcdl.workflow import preparing, submitting
+
+
+def test_submission_without_an_answer_is_not_said_to_be_refused(terminal, monkeypatch):
+    """sbatch had hung after Slurm took the job: the run was called refused, and resuming it made a second job."""
+    terminal.answer("sbatch", '[ "$1" = --test-only ] || sleep 30')
+    monkeypatch.setattr(shell, "run", partial(shell.run, timeout_s=0.3))
+    (folder,) = preparing.prepare(terminal.study(), terminal.runs)
+    with pytest.raises(NoAnswerError, match="'sbatch' gave no answer within") as caught:
+        submitting.submit([folder])
+    assert f"hpcdl status {folder.path.name} looks for it" in caught.value.hint
+    assert store.current(folder).state is RunState.PREPARED
+    assert "gave no answer within" in store.current(folder).reason
+
+
+def test_refused_submission_keeps_the_schedulers_words(terminal):
+    terminal.answer(
+        "sbatch", '[ "$1" = --test-only ] || { echo "sbatch: error: no such account" >&2; exit 1; }'
+    )
+    (folder,) = preparing.prepare(terminal.study(), terminal.runs)
+    with pytest.raises(SchedulerError, match="Slurm refused the job: sbatch: error: no such account"):
+        submitting.submit([folder])
+    assert store.current(folder).state is RunState.REFUSED
+    assert "no such account" in store.current(folder).reason
