@@ -40,6 +40,6 @@ def stepping(learner: Learner, model: Model, rows: int) -> Step:
 
     def step(number: int) -> float:
         inputs, targets = (part.chunk(shards)[shard] for part in plain.batch(model, rows, number))
-        return learner.step(number, inputs, targets, RATE).loss
+        return learner.step(Step(number, RATE), inputs, targets).loss
 
     return step

@@ -26,8 +26,9 @@ from hpcdl.planner.case import Case
 from hpcdl.planner.estimate import step_tree
 from hpcdl.planner.space import Candidates
 from hpcdl.sites.load import load_site
+from hpcdl.sites.node import Device, Links, NodeType
 from hpcdl.sites.profile import Profile, default_profile
-from hpcdl.sites.site import Device, Links, Network, NodeType
+from hpcdl.sites.site import Network
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.job import Layout
 from hpcdl.spec.model import Model

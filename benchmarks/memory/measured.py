@@ -8,6 +8,7 @@ from counting import Peak
 from hpcdl.engine.host_memory import HostMemory
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.transport.memory import World
+from hpcdl.engine.update import Step
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
@@ -28,5 +29,5 @@ def peak_bytes(model: Model, decomposition: Decomposition, training: Training) -
         shape = (training.global_batch, model.sequence + 1)
         for step in range(1, STEPS + 1):
             tokens = torch.randint(0, model.vocab, shape)
-            learner.step(step, tokens[:, :-1], tokens[:, 1:], training.optimizer.lr)
+            learner.step(Step(step, training.optimizer.lr), tokens[:, :-1], tokens[:, 1:])
     return peak.most

@@ -25,8 +25,9 @@ from hpcdl.planner.engines import find_engine
 from hpcdl.planner.products import Product, occupied_flops
 from hpcdl.planner.space import Candidates
 from hpcdl.sites.measured import INPUT, OUTPUT, WEIGHT, measured_products
+from hpcdl.sites.node import Links, NodeType
 from hpcdl.sites.profile import default_profile
-from hpcdl.sites.site import Links, Network, NodeType
+from hpcdl.sites.site import Network
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.job import Layout
 from hpcdl.spec.model import Model

@@ -11,8 +11,9 @@ from itertools import combinations
 
 from hpcdl.errors import UsageError
 from hpcdl.sites.load import load_site
+from hpcdl.sites.node import Device, Links, NodeType
 from hpcdl.sites.profile import Profile, default_profile
-from hpcdl.sites.site import Device, Links, Network, NodeType
+from hpcdl.sites.site import Network
 
 _A100 = {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0}
 _H100 = {"fp32": 66.9, "tf32": 494.0, "bf16": 989.0, "fp16": 989.0}
