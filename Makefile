@@ -8,7 +8,7 @@ export PYTHON
 QUEUE := $(if $(wildcard /dev/nvidia0 /dev/kfd),--set resources.queue=cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check lint quick clean
+.PHONY: help quickstart test coverage check lint quick clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -20,9 +20,12 @@ quickstart: $(VENV)/.engine  ## install into .venv, then plan, launch and train 
 	@$(BIN)/hpcdl submit examples/quickstart.yaml --follow $(QUEUE)
 	@echo; echo "hpcdl is in $(BIN); to type it as above: source $(BIN)/activate"
 
-test: $(VENV)/.test  ## install what the tests need, a real Slurm included where apt can, and run them all
-	@scripts/slurm.sh
+test: $(VENV)/.test  ## install what the tests need, a real Slurm and shellcheck included where apt can, and run them all
+	@scripts/tools.sh
 	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+coverage: $(VENV)/.test  ## all tests with their lines counted, which takes half as long again; below 90 % it fails
 	$(BIN)/python -m pytest -m "slow or not slow" --cov --cov-report=term:skip-covered
 
 quick: $(VENV)/.test  ## all tests but the slow ones and those with Slurm or MPI
