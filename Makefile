@@ -7,6 +7,9 @@ export PYTHON
 # Four ranks need four devices: on a machine with a GPU or two the example runs on the CPU all the same.
 QUEUE := $(if $(wildcard /dev/nvidia0 /dev/kfd),--set resources.queue=cpu)
 
+# What runs on Slurm mostly waits for Slurm's own clock: one process does that, another everything else.
+BESIDE := --numprocesses=2 --dist=loadgroup
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test coverage check lint quick clean
 
@@ -23,10 +26,10 @@ quickstart: $(VENV)/.engine  ## install into .venv, then plan, launch and train 
 test: $(VENV)/.test  ## install what the tests need, a real Slurm and shellcheck included where apt can, and run them all
 	@scripts/tools.sh
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" $(BESIDE)
 
 coverage: $(VENV)/.test  ## all tests with their lines counted, which takes half as long again; below 90 % it fails
-	$(BIN)/python -m pytest -m "slow or not slow" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "slow or not slow" $(BESIDE) --cov --cov-report=term:skip-covered
 
 quick: $(VENV)/.test  ## all tests but the slow ones and those with Slurm or MPI
 	$(BIN)/python -m pytest -m "not slow and not slurm and not mpi"

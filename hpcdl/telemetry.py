@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 Record = TypeVar("Record", "StepRecord", "RunEvent")
 
 _TAIL_BYTES = 2048  # holds the last record of a usual file
+_EXIT_BYTES = 4096  # holds an exit record with room to spare
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,33 @@ def write_whole(path: Path, content: str) -> None:
     temporary.replace(path)
 
 
+def reserve_exit(path: Path) -> None:
+    """Take the room of an exit record while there is some: a full disk is what many ranks end by.
+
+    Raises:
+        OSError: there is none, or no such folder.
+    """
+    _reserved(path).write_bytes(b" " * _EXIT_BYTES)
+
+
 def write_exit(path: Path, record: ExitRecord) -> None:
-    """Write the exit record of one rank, atomically."""
-    write_whole(path, json.dumps(asdict(record), ensure_ascii=False) + "\n")
+    """Write the exit record of one rank, atomically; where room for it was reserved, into that.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+    try:
+        with _reserved(path).open("r+b") as file:
+            file.write(content.encode().ljust(_EXIT_BYTES))
+    except FileNotFoundError:
+        write_whole(path, content)
+    else:
+        _reserved(path).replace(path)
+
+
+def _reserved(path: Path) -> Path:
+    return path.with_name(f".{path.name}.reserved")
 
 
 def read_exits(folder: Path) -> list[ExitRecord]:

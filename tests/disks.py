@@ -1,5 +1,6 @@
 """Disks that are soon full."""
 
+import mmap
 import subprocess
 from contextlib import contextmanager
 
@@ -27,3 +28,9 @@ def fill(path):
                 file.write(b"\0" * 4096)
         except OSError:
             pass
+
+
+def fill_page(path):
+    """Leave no room in the last page of a file of lines either."""
+    with path.open("ab") as file:
+        file.write(b"\n" * (-file.tell() % mmap.PAGESIZE))

@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 from hpcdl.engine.log import quote, say
 from hpcdl.engine.ranks import host_name, started_by_mpich
 from hpcdl.errors import HpcdlError
-from hpcdl.telemetry import Blamed, ExitRecord, write_exit
+from hpcdl.telemetry import Blamed, ExitRecord, reserve_exit, write_exit
 
 _REASON_LENGTH = 300
 _LONGEST_EXIT_SECONDS = 30  # then the stacks of all threads go to the log
@@ -53,6 +53,8 @@ class Ending:
         self._record = record
         self._rank = rank
         self._decided = threading.Lock()
+        with suppress(OSError):  # it may have room when it ends
+            reserve_exit(record)
 
     def watch_sigterm(self) -> None:
         """From here on SIGTERM ends this process with its record; call from the main thread."""

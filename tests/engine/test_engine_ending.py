@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 
 from hpcdl.telemetry import read_exits
 
+TESTS = str(Path(__file__).parents[1])
 START = """
 import sys, time, threading
 from pathlib import Path
@@ -55,6 +57,15 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_end(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
     assert run(blocker, "sys.exit(7)").returncode == 7
+
+
+def test_a_full_disk_does_not_swallow_the_record(tmp_path):
+    """Room for it was taken at the start; without, a run that had ended so was told with srun's 143 and no culprit."""
+    filling = f"sys.path.append({TESTS!r}); from disks import fill; fill(Path(sys.argv[1]) / 'ballast')"
+    with small_disk(tmp_path / "disk") as disk:
+        assert run(disk, f"{filling}; sys.exit(7)").returncode == 7
+        (record,) = read_exits(disk)
+    assert (record.rank, record.exit_code) == (3, 7)
 
 
 ON_FULL_DISK = (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from cluster.breaking import nothing_starts
-from disks import fill, small_disk
+from disks import fill, fill_page, small_disk
 from reliability.drill import Drill
 from reliability.rows import scenario
 
@@ -87,17 +87,22 @@ def test_a_name_does_not_resolve(drill, tell, tmp_path):
     tell(drill.completes(then="submitted anew"))
 
 
-@slurm("disk full", "no room is left where the run folder is, in step 8")
+@slurm(
+    "disk full",
+    "no room is left where the run folder is, in step 8, not even in the page of rank 0's metrics",
+)
 def test_a_full_disk(drill, tell):
+    """With room in that page it once came to its last step, and only the last checkpoint found none."""
     drill.runs.mkdir()
     with small_disk(drill.runs, "4m"):
         drill.trains()
         ballast = drill.runs / "ballast"
         fill(ballast)
+        fill_page(drill.folder.rank_metrics(0))
         drill.let_go()
         drill.wait(lambda: not drill.processes(), "the end of the ranks")
         ballast.unlink()
-        drill.reports("failed", exit_code=1, cause="disk full")
+        drill.reports("failed", who=0, exit_code=1, cause="disk full")
         assert drill.saved() == 6
         row = drill.resumes(lost=drill.done - 6)  # it ends in the step whose record the disk does not take
         tell(replace(row, lost="all after 6"))
