@@ -14,7 +14,9 @@ from disks import small_disk
 
 from hpcdl.runs.failures.causes import KINDS
 from hpcdl.runs.failures.diagnosis import diagnose
-from hpcdl.workflow import following, preparing, studying, submitting
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following
+from hpcdl.workflow.studies import preparing, studying
 
 TESTS = Path(__file__).parent
 OWN = """

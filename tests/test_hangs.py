@@ -18,7 +18,7 @@ from hpcdl.runs import metrics
 from hpcdl.runs.failures.causes import KINDS
 from hpcdl.runs.record import RunState
 from hpcdl.telemetry import read_heartbeat
-from hpcdl.workflow import submitting
+from hpcdl.workflow.jobs import submitting
 
 pytestmark = pytest.mark.slow
 

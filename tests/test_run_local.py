@@ -18,7 +18,9 @@ from hpcdl.errors import HpcdlError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import metrics, store
 from hpcdl.runs.record import RunState
-from hpcdl.workflow import following, preparing, studying, submitting
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following
+from hpcdl.workflow.studies import preparing, studying
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 VISION = QUICKSTART.with_name("vision.yaml")

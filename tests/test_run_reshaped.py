@@ -10,8 +10,10 @@ import pytest
 
 from hpcdl.runs import metrics, shapes, store
 from hpcdl.runs.record import RunState
-from hpcdl.workflow import following, preparing, studying, submitting
-from hpcdl.workflow.reshaping import Change, reshaped
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following
+from hpcdl.workflow.studies import preparing, studying
+from hpcdl.workflow.studies.reshaping import Change, reshaped
 
 TINY = Path(__file__).parent / "tiny.yaml"
 LONG = ("training.steps=12", "training.optimizer.warmup=4", "checkpoint.every=4", "chain.attempts=1")

@@ -8,8 +8,10 @@ import pytest
 
 from hpcdl.runs import store
 from hpcdl.runs.record import RunState
-from hpcdl.workflow import following, preparing, studying, submitting
-from hpcdl.workflow.asking import Outside
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following
+from hpcdl.workflow.states.asking import Outside
+from hpcdl.workflow.studies import preparing, studying
 
 TINY = Path(__file__).parent / "tiny.yaml"
 

@@ -12,7 +12,7 @@ from hpcdl.cli.sweeps.groups import one_run
 from hpcdl.errors import UsageError
 from hpcdl.runs import store
 from hpcdl.runs.chains.deciding import Stop
-from hpcdl.workflow import going_on
+from hpcdl.workflow.jobs import going_on
 
 NOT_YET = 75
 """Exit code of a job that was started too early, as sysexits.h has it for what may be tried again."""

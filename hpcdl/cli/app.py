@@ -156,8 +156,8 @@ def submit(
 ) -> None:
     """Plan, write the batch script, submit it."""
     from hpcdl.cli import submitting
-    from hpcdl.workflow.studying import Request
-    from hpcdl.workflow.sweeping import is_sweep
+    from hpcdl.workflow.studies.studying import Request
+    from hpcdl.workflow.sweeps.sweeping import is_sweep
 
     ask = submitting.Ask(
         Request(experiment, site, settings or [], gpus, nodes), after, repeat, at_once, skip_infeasible
@@ -219,7 +219,7 @@ def resume(
     """
     from hpcdl.cli import submitting
     from hpcdl.cli.sweeps import submitting as sweeps
-    from hpcdl.workflow.reshaping import Change
+    from hpcdl.workflow.studies.reshaping import Change
 
     again = submitting.Again(run, runs, Change(tuple(settings or ()), gpus, nodes, site))
     watch = submitting.Watch.chosen(wait=wait, follow=follow)

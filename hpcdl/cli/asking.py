@@ -10,7 +10,7 @@ from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.record import Attempt
 from hpcdl.spec.reading import Outline
-from hpcdl.workflow import following
+from hpcdl.workflow.states import following
 
 
 def refreshed(folders: Sequence[RunFolder]) -> list[Attempt]:

@@ -13,7 +13,7 @@ from hpcdl.cli.sweeps.groups import one_run
 from hpcdl.errors import EngineError, UsageError
 from hpcdl.runs import store
 from hpcdl.spec.experiment import ResolvedRun
-from hpcdl.workflow import following
+from hpcdl.workflow.states import following
 
 _TIMEOUT_S = 24 * 3600.0
 

@@ -16,8 +16,8 @@ from hpcdl.runs import store
 from hpcdl.runs.nodes import bad_nodes
 from hpcdl.runs.nodes.placements import placement
 from hpcdl.units import TERA, format_seconds
-from hpcdl.workflow.excluding import Exclusion, exclusion
-from hpcdl.workflow.following import site_of
+from hpcdl.workflow.states.following import site_of
+from hpcdl.workflow.studies.excluding import Exclusion, exclusion
 
 _COLUMNS: dict[str, render.Side] = {
     "rank": "right", "device": "left", "memory": "right", "cores": "left", "NUMA": "left",

@@ -24,8 +24,9 @@ from hpcdl.runs import store
 from hpcdl.runs.record import Attempt, RunState
 from hpcdl.runs.reports.live import Watcher
 from hpcdl.schedulers.known import scheduler
-from hpcdl.workflow import following, going_on
-from hpcdl.workflow.asking import Outside
+from hpcdl.workflow.jobs import going_on
+from hpcdl.workflow.states import following
+from hpcdl.workflow.states.asking import Outside
 
 _ONCE = Size(100, 40)  # where there is no terminal to ask
 

@@ -19,7 +19,8 @@ from hpcdl.runs import store
 from hpcdl.runs.failures.alike import spans
 from hpcdl.runs.logs.reading import Follower, Line, attempts_with_logs, check_ranks
 from hpcdl.runs.logs.weaving import Saying, together, woven
-from hpcdl.workflow import following, going_on
+from hpcdl.workflow.jobs import going_on
+from hpcdl.workflow.states import following
 
 _NO_MATCH = 1  # as of grep
 _LONGEST_SOURCE = 24  # letters of a list of ranks; a longer one is counted

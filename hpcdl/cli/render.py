@@ -28,10 +28,10 @@ from hpcdl.runs.record import Attempt
 from hpcdl.runs.shapes import since
 from hpcdl.schedulers.explain import Line as ScriptLine
 from hpcdl.units import format_count, format_seconds, sayable
-from hpcdl.workflow.following import Snapshot
+from hpcdl.workflow.states.following import Snapshot
 
 if TYPE_CHECKING:  # it brings the planner, which takes longer to load than a thousand runs to list
-    from hpcdl.workflow.studying import Study
+    from hpcdl.workflow.studies.studying import Study
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 # A pipe has no width: nothing is folded or cut for it.

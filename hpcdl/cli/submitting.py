@@ -21,10 +21,11 @@ from hpcdl.schedulers.base import Job
 from hpcdl.schedulers.environment import undecided
 from hpcdl.schedulers.explain import Line
 from hpcdl.sites.site import Site
-from hpcdl.workflow import chaining, going_on, preparing, studying, submitting
 from hpcdl.workflow.claiming import check_over
-from hpcdl.workflow.repeating import Queueing
-from hpcdl.workflow.reshaping import Change, Reshaped, draft, reshaped
+from hpcdl.workflow.jobs import going_on, submitting
+from hpcdl.workflow.studies import chaining, preparing, studying
+from hpcdl.workflow.studies.repeating import Queueing
+from hpcdl.workflow.studies.reshaping import Change, Reshaped, draft, reshaped
 
 
 @dataclass(frozen=True)

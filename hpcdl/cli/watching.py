@@ -26,7 +26,7 @@ from hpcdl.runs.record import Attempt, RunState, attempts, up_to
 from hpcdl.spec.experiment import ResolvedRun
 from hpcdl.spec.reading import Outline
 from hpcdl.telemetry import ExitRecord
-from hpcdl.workflow import following
+from hpcdl.workflow.states import following
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _device(folder: RunFolder, attempt: int, rank: int) -> str | None:
 
 def cancel(run: str, runs: Path | None) -> None:
     """End a run, or every point of a sweep that is not over."""
-    from hpcdl.workflow import submitting  # noqa: PLC0415 - it brings the planner, which a list need not load
+    from hpcdl.workflow.jobs import submitting  # noqa: PLC0415 - it brings the planner, which a list need not load
 
     group = groups.meant(run, store.runs_folder(runs))
     if group:

@@ -26,8 +26,8 @@ from hpcdl.runs.archive.secrets import Cleaner, secrets_of
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.load import lineage
 from hpcdl.units import sayable
-from hpcdl.workflow.following import site_of
-from hpcdl.workflow.interpreter import torch_versions
+from hpcdl.workflow.states.following import site_of
+from hpcdl.workflow.studies.interpreter import torch_versions
 
 
 def collect(folder: RunFolder, target: Path, status: Any, progress: Progress) -> list[Entry]:

@@ -20,8 +20,8 @@ from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment, ResolvedRun
 from hpcdl.spec.job import Layout, Resources
 from hpcdl.survey.node import Node, parse
-from hpcdl.workflow import asking
-from hpcdl.workflow.recognising import named
+from hpcdl.workflow.states import asking
+from hpcdl.workflow.states.recognising import named
 
 _REPORT = "node.json"
 _LOOK_S = 0.5

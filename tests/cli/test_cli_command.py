@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from hpcdl.workflow import preparing, repeating, studying
+from hpcdl.workflow.studies import preparing, repeating, studying
 
 OWN = """\
 command: [python, train.py, --name, "it's $(touch pwned)"]

@@ -43,7 +43,7 @@ def test_help_loads_nothing_heavy():
 
 
 def test_the_whole_launcher_loads_neither_torch_nor_mpi():
-    code = "import sys, hpcdl.workflow.submitting, hpcdl.cli.render; print(*sys.modules)"
+    code = "import sys, hpcdl.workflow.jobs.submitting, hpcdl.cli.render; print(*sys.modules)"
     assert not {"torch", "mpi4py"} & set(python(code).split())
 
 

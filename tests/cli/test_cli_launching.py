@@ -8,7 +8,7 @@ import pytest
 from hpcdl.placement import Device, Finding, Host, Nic, Placement, Seat
 from hpcdl.runs import store
 from hpcdl.telemetry import ExitRecord, RunEvent, append, write_exit
-from hpcdl.workflow import preparing, studying
+from hpcdl.workflow.studies import preparing, studying
 
 SEATS = tuple(
     Seat(

@@ -11,7 +11,7 @@ import pytest
 from hpcdl.cli import logs, render
 from hpcdl.runs import store
 from hpcdl.runs.logs.reading import Follower
-from hpcdl.workflow import preparing, studying
+from hpcdl.workflow.studies import preparing, studying
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcdl.workflow import studying
+from hpcdl.workflow.studies import studying
 
 OWN = """\
 model: {entry: "somewhere:program", folder: code}

@@ -30,7 +30,7 @@ def sweep(tiny):
 @pytest.fixture
 def prepared(hpcdl, sweep, monkeypatch):
     """The name of a sweep of four points that no scheduler has seen, and its run folders."""
-    monkeypatch.setattr("hpcdl.workflow.dispatching.hand_over", _submitted)
+    monkeypatch.setattr("hpcdl.workflow.sweeps.dispatching.hand_over", _submitted)
     told = json.loads(hpcdl("submit", sweep(), "--site", "generic-slurm", "--json").out)
     return told[0]["group"], [RunFolder(Path(run["path"])) for run in told]
 
@@ -208,7 +208,7 @@ def test_points_without_room_are_told_with_the_command_that_submits_them(hpcdl, 
     """It named one that submitted nothing: it was for points that had never been in the queue."""
     name, folders = prepared
     settle(folders, *["failed"] * 4)
-    monkeypatch.setattr("hpcdl.workflow.dispatching.fitting", lambda members, *_: members[:1])
+    monkeypatch.setattr("hpcdl.workflow.sweeps.dispatching.fitting", lambda members, *_: members[:1])
     done = hpcdl("resume", name, "--failed")
     assert f"3 points wait for room, until hpcdl resume {name} --failed" in done.out
 
@@ -232,7 +232,7 @@ def test_cancelling_says_how_many_points_will_not_go_on(hpcdl, prepared):
 
 
 def test_points_that_were_never_submitted_are_told_when_a_sweep_is_cancelled(hpcdl, sweep, monkeypatch):
-    monkeypatch.setattr("hpcdl.workflow.dispatching.fitting", lambda members, *_: [])
+    monkeypatch.setattr("hpcdl.workflow.sweeps.dispatching.fitting", lambda members, *_: [])
     told = json.loads(hpcdl("submit", sweep(), "--site", "generic-slurm", "--json").out)
     name = told[0]["group"]
     assert f"4 points are not submitted, until hpcdl resume {name}" in hpcdl("cancel", name).out

@@ -22,7 +22,7 @@ from hpcdl.schedulers import slurm
 from hpcdl.schedulers.base import After, Array, Job, JobState, Report
 from hpcdl.schedulers.script import render
 from hpcdl.sites.site import Site
-from hpcdl.workflow.asking import Outside, ask
+from hpcdl.workflow.states.asking import Outside, ask
 
 pytestmark = pytest.mark.slurm
 

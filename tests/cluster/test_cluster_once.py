@@ -30,7 +30,8 @@ resources: {{gpus: 1, walltime: "00:05:00"}}
 KILLED = """
 import os, signal, sys
 from hpcdl.runs import store
-from hpcdl.workflow import claiming, submitting
+from hpcdl.workflow import claiming
+from hpcdl.workflow.jobs import submitting
 from hpcdl.__main__ import main
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -38,7 +38,7 @@ def test_the_names_are_functions_whatever_was_imported_first():
         "hpcdl.planner.estimate",
         "hpcdl.planner.plan",
         "hpcdl.planner.scaling",
-        "hpcdl.workflow.studying",
+        "hpcdl.workflow.studies.studying",
     ):
         code = f"import {first}; from hpcdl.planner import estimate, plan; print(callable(plan), callable(estimate))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

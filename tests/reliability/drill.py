@@ -27,7 +27,7 @@ from hpcdl.runs import store
 from hpcdl.runs.failures.diagnosis import diagnose
 from hpcdl.runs.record import RunState, attempts
 from hpcdl.telemetry import RunEvent, StepRecord, read
-from hpcdl.workflow import following
+from hpcdl.workflow.states import following
 
 STEPS, EVERY, HELD = 12, 3, 7
 """A run has so many steps, saves itself after every third, and is held in the step after the seventh."""

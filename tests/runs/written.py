@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcdl.run_folder import RunFolder
 from hpcdl.telemetry import ExitRecord, RunEvent, StepRecord, append, write_exit
-from hpcdl.workflow import preparing, studying
+from hpcdl.workflow.studies import preparing, studying
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 BEGAN = 1_800_000_000.0

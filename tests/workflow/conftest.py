@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdl.workflow import studying
+from hpcdl.workflow.studies import studying
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from hpcdl import shell
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
-from hpcdl.workflow import preparing, studying
-from hpcdl.workflow.asking import Outside
+from hpcdl.workflow.states.asking import Outside
+from hpcdl.workflow.studies import preparing, studying
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpcdl import resources
-from hpcdl.workflow import dispatching, studying, sweeping
-from hpcdl.workflow.dispatching import WAITING
+from hpcdl.workflow.studies import studying
+from hpcdl.workflow.sweeps import dispatching, sweeping
+from hpcdl.workflow.sweeps.dispatching import WAITING
 
 
 def swept(terminal, sweep, *, site="generic-slurm", changes=()):

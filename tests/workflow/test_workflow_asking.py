@@ -12,7 +12,7 @@ from schedulers.sample import site
 from hpcdl.errors import SchedulerError
 from hpcdl.schedulers.base import JobState, Report
 from hpcdl.shell import Completed
-from hpcdl.workflow.asking import LONGEST_PAUSE_S, Answer, Outside, ask, pause, put
+from hpcdl.workflow.states.asking import LONGEST_PAUSE_S, Answer, Outside, ask, pause, put
 
 RUNNING, DONE = Report(JobState.RUNNING, "RUNNING"), Report(JobState.COMPLETED, "COMPLETED", 0)
 

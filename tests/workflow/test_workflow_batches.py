@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdl.workflow.batches import admitted, alike, turns
+from hpcdl.workflow.sweeps.batches import admitted, alike, turns
 
 
 @given(st.lists(st.integers(0, 3)), st.integers(1, 7))

@@ -13,7 +13,7 @@ from processes import running
 from workflow.crowd import Clock, Slurm, end, runs
 
 from hpcdl.runs.record import RunState
-from hpcdl.workflow import following
+from hpcdl.workflow.states import following
 
 MINUTES_10 = 600
 
@@ -57,7 +57,7 @@ FOLLOWER = """
 import sys
 from pathlib import Path
 from hpcdl.run_folder import RunFolder
-from hpcdl.workflow import following
+from hpcdl.workflow.states import following
 for snapshot in following.watch(RunFolder(Path(sys.argv[1])), interval_s=0.05):
     pass
 print(snapshot.attempt.state.value)

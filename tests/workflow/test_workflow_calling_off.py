@@ -8,7 +8,8 @@ from workflow.sweeps import sent, small_site
 from hpcdl.errors import SchedulerError
 from hpcdl.runs import store
 from hpcdl.runs.chains.deciding import Stop
-from hpcdl.workflow import calling_off, going_on
+from hpcdl.workflow.jobs import going_on
+from hpcdl.workflow.sweeps import calling_off
 
 
 def kinds(folder):

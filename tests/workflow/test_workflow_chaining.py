@@ -11,9 +11,11 @@ from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.record import RunState
 from hpcdl.schedulers.base import After
-from hpcdl.workflow import following, preparing, submitting
-from hpcdl.workflow.chaining import Awaited, awaited
-from hpcdl.workflow.repeating import Queueing
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following
+from hpcdl.workflow.studies import preparing
+from hpcdl.workflow.studies.chaining import Awaited, awaited
+from hpcdl.workflow.studies.repeating import Queueing
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from runs.written import lived, prepared, trained
 from workflow.crowd import Slurm, runs
 
 from hpcdl.runs import store
-from hpcdl.workflow import following
+from hpcdl.workflow.states import following
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 from hpcdl import shell
 from hpcdl.errors import NoAnswerError
 from hpcdl.runs import store
-from hpcdl.workflow import collecting, preparing
+from hpcdl.workflow import collecting
+from hpcdl.workflow.studies import preparing
 
 
 @pytest.fixture

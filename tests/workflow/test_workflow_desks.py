@@ -17,9 +17,10 @@ from hpcdl.runs import store
 from hpcdl.runs.record import RunState
 from hpcdl.runs.turns import Turns
 from hpcdl.shell import Completed
-from hpcdl.workflow import following, submitting
-from hpcdl.workflow.asking import LONGEST_PAUSE_S, Outside
-from hpcdl.workflow.desks import TURN_EXPIRES_S, Private, Shared, desk_for
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following
+from hpcdl.workflow.states.asking import LONGEST_PAUSE_S, Outside
+from hpcdl.workflow.states.desks import TURN_EXPIRES_S, Private, Shared, desk_for
 
 
 @pytest.fixture

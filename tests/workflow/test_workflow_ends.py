@@ -14,8 +14,10 @@ from hpcdl.runs.record import RunState
 from hpcdl.schedulers import slurm as backend
 from hpcdl.shell import Completed
 from hpcdl.telemetry import RunEvent, append
-from hpcdl.workflow import following, preparing, submitting
-from hpcdl.workflow.asking import Outside
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following
+from hpcdl.workflow.states.asking import Outside
+from hpcdl.workflow.studies import preparing
 
 
 @pytest.fixture

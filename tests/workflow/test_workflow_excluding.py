@@ -15,8 +15,9 @@ from hpcdl.runs.nodes.bad_nodes import BadNode, named
 from hpcdl.schedulers.known import scheduler
 from hpcdl.spec.job import Resources
 from hpcdl.telemetry import RunEvent, append
-from hpcdl.workflow import preparing, submitting
-from hpcdl.workflow.excluding import MOST, Exclusion, exclusion
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.studies import preparing
+from hpcdl.workflow.studies.excluding import MOST, Exclusion, exclusion
 
 SLURM = site()
 

@@ -21,12 +21,14 @@ from hpcdl.runs.record import RunState
 from hpcdl.schedulers.base import After
 from hpcdl.schedulers.directives import account, spec
 from hpcdl.telemetry import ExitRecord, RunEvent, append, write_exit
-from hpcdl.workflow import following, going_on, preparing, recognising, reshaping, submitting
-from hpcdl.workflow.asking import Outside
-from hpcdl.workflow.chaining import Awaited
-from hpcdl.workflow.recognising import NOT_ASKED
-from hpcdl.workflow.repeating import Queueing
-from hpcdl.workflow.reshaping import Change
+from hpcdl.workflow.jobs import going_on, submitting
+from hpcdl.workflow.states import following, recognising
+from hpcdl.workflow.states.asking import Outside
+from hpcdl.workflow.states.recognising import NOT_ASKED
+from hpcdl.workflow.studies import preparing, reshaping
+from hpcdl.workflow.studies.chaining import Awaited
+from hpcdl.workflow.studies.repeating import Queueing
+from hpcdl.workflow.studies.reshaping import Change
 
 OF_SPEC = spec("resources.account")
 SQUEUE = "printf '%-40s|%s|0|None\\n' {job} {state}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdl.workflow.interpreter import torch_versions
+from hpcdl.workflow.studies.interpreter import torch_versions
 
 HEAD = """from typing import Optional
 
@@ -87,7 +87,7 @@ def test_an_interpreter_that_is_not_here_tells_nothing(python):
 def test_of_this_interpreter_it_is_the_torch_that_is_installed_and_torch_is_not_imported():
     pytest.importorskip("torch")
     program = (
-        "import sys; from hpcdl.workflow.interpreter import torch_versions; "
+        "import sys; from hpcdl.workflow.studies.interpreter import torch_versions; "
         "print(torch_versions(sys.executable)['torch'], 'torch' in sys.modules)"
     )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -20,16 +20,19 @@ from hpcdl.run_folder import NOBODY
 from hpcdl.runs import claims, store
 from hpcdl.runs.claimant import this_process
 from hpcdl.runs.record import SUBMISSION_GRACE_S, RunState
-from hpcdl.workflow import claiming, following, preparing, recognising, submitting
-from hpcdl.workflow.asking import Outside
-from hpcdl.workflow.repeating import Queueing
+from hpcdl.workflow import claiming
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following, recognising
+from hpcdl.workflow.states.asking import Outside
+from hpcdl.workflow.studies import preparing
+from hpcdl.workflow.studies.repeating import Queueing
 
 RESUME = """
 import sys
 from pathlib import Path
 from hpcdl.errors import HpcdlError
 from hpcdl.run_folder import NOBODY, RunFolder
-from hpcdl.workflow import submitting
+from hpcdl.workflow.jobs import submitting
 sys.stdin.readline()
 try:
     print("job", submitting.{verb}({folder}))

@@ -10,8 +10,10 @@ from hpcdl import resources
 from hpcdl.errors import InfeasibleError, SchedulerError, SiteError, UsageError
 from hpcdl.runs import store
 from hpcdl.runs.record import RunState
-from hpcdl.workflow import following, preparing, submitting
-from hpcdl.workflow.repeating import Queueing
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following
+from hpcdl.workflow.studies import preparing
+from hpcdl.workflow.studies.repeating import Queueing
 
 
 def test_repetitions_differ_in_their_seed_only(terminal):

@@ -9,8 +9,10 @@ from hpcdl.errors import HpcdlError, InfeasibleError, SiteError, UsageError
 from hpcdl.runs import claims, store
 from hpcdl.runs.record import RunState
 from hpcdl.spec import reading
-from hpcdl.workflow import following, preparing, submitting
-from hpcdl.workflow.reshaping import Change, draft, reshaped, rewrite
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.states import following
+from hpcdl.workflow.studies import preparing
+from hpcdl.workflow.studies.reshaping import Change, draft, reshaped, rewrite
 
 AUTO = "parallelism=auto"
 

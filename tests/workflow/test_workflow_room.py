@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl.sites.load import load_site
-from hpcdl.workflow.batches import beside
-from hpcdl.workflow.room import fitting
+from hpcdl.workflow.sweeps.batches import beside
+from hpcdl.workflow.sweeps.room import fitting
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from workflow.sweeps import sent, small_site
 from hpcdl.errors import SchedulerError
 from hpcdl.runs import store
 from hpcdl.runs.sweeps import groups
-from hpcdl.workflow import calling_off, dispatching
-from hpcdl.workflow.dispatching import FAILED, WAITING
-from hpcdl.workflow.staying import Stay
+from hpcdl.workflow.sweeps import calling_off, dispatching
+from hpcdl.workflow.sweeps.dispatching import FAILED, WAITING
+from hpcdl.workflow.sweeps.staying import Stay
 
 
 def settle(folders, attempt, state):

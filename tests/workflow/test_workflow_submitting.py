@@ -8,7 +8,8 @@ from hpcdl import shell
 from hpcdl.errors import NoAnswerError, SchedulerError
 from hpcdl.runs import store
 from hpcdl.runs.record import RunState
-from hpcdl.workflow import preparing, submitting
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.studies import preparing
 
 
 def test_submission_without_an_answer_is_not_said_to_be_refused(terminal, monkeypatch):

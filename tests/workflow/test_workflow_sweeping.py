@@ -19,10 +19,10 @@ from hpcdl.schedulers.base import After
 from hpcdl.sites.load import load_site
 from hpcdl.spec import load, reading
 from hpcdl.telemetry import RunEvent, append
-from hpcdl.workflow import arrays, dispatching, sweeping
-from hpcdl.workflow.dispatching import WAITING
-from hpcdl.workflow.following import refresh
-from hpcdl.workflow.preparing import render
+from hpcdl.workflow.states.following import refresh
+from hpcdl.workflow.studies.preparing import render
+from hpcdl.workflow.sweeps import arrays, dispatching, sweeping
+from hpcdl.workflow.sweeps.dispatching import WAITING
 
 
 def test_points_that_ask_the_same_are_one_array_each_in_its_own_folder(terminal):

@@ -15,8 +15,8 @@ from hpcdl.runs import store
 from hpcdl.runs.record import Attempt, RunState, Sighting, verdict
 from hpcdl.schedulers.slurm_jobs import QUERIES
 from hpcdl.shell import Completed
-from hpcdl.workflow import following
-from hpcdl.workflow.asking import Outside
+from hpcdl.workflow.states import following
+from hpcdl.workflow.states.asking import Outside
 
 JOBS = 3
 LIVES = [

@@ -17,7 +17,7 @@ from hpcdl.sites.node import Device
 from hpcdl.sites.profile import read_profile
 from hpcdl.spec.command import CommandExperiment
 from hpcdl.spec.entry import EntryModel
-from hpcdl.workflow import studying
+from hpcdl.workflow.studies import studying
 
 if TYPE_CHECKING:
     from hpcdl.cli.plans.simulating import Simulation

@@ -17,7 +17,7 @@ from hpcdl.planner.explain import described
 from hpcdl.planner.question import Outcome
 from hpcdl.planner.whatif import changed
 from hpcdl.units import GIB, format_bytes, format_count, format_seconds
-from hpcdl.workflow import studying
+from hpcdl.workflow.studies import studying
 
 _NOTHING = 1e-9  # what rounding leaves
 _SHOWN = 0.002  # terms below this share of a step, or of the memory, are left out

@@ -13,7 +13,7 @@ from hpcdl.planner.assumptions import assumptions, untested
 from hpcdl.planner.explain import chosen, explain, explanation
 from hpcdl.planner.layout import layout
 from hpcdl.planner.plan import Plan
-from hpcdl.workflow import studying
+from hpcdl.workflow.studies import studying
 
 
 def show(ask: Ask, view: View) -> None:

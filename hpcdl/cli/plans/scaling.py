@@ -17,7 +17,7 @@ from hpcdl.planner.rank import Candidate
 from hpcdl.planner.scaling import Point, Scaling, scaling
 from hpcdl.planner.whatif import changed
 from hpcdl.units import format_count, format_seconds, parse_count
-from hpcdl.workflow import studying
+from hpcdl.workflow.studies import studying
 
 
 def show(ask: Ask, view: View) -> None:

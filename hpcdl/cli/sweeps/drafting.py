@@ -16,9 +16,10 @@ from hpcdl.runs import store
 from hpcdl.schedulers.base import Job
 from hpcdl.spec.points import value_text
 from hpcdl.units import format_seconds, ranges
-from hpcdl.workflow import preparing, submitting
-from hpcdl.workflow.arrays import Batch
-from hpcdl.workflow.sweeping import Swept
+from hpcdl.workflow.jobs import submitting
+from hpcdl.workflow.studies import preparing
+from hpcdl.workflow.sweeps.arrays import Batch
+from hpcdl.workflow.sweeps.sweeping import Swept
 
 
 def show(ask: Ask, runs: Path | None, *, json: bool) -> None:

@@ -182,7 +182,7 @@ def count_text(value: float | None) -> str:
 
 def cancel(group: Group) -> None:
     """End every point that is not over."""
-    from hpcdl.workflow import calling_off  # noqa: PLC0415 - it brings the planner, which a list need not load
+    from hpcdl.workflow.sweeps import calling_off  # noqa: PLC0415 - it brings the planner, which a list need not load
 
     done = calling_off.cancel(group)
     if done.asked:

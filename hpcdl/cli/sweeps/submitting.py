@@ -22,13 +22,15 @@ from hpcdl.runs.sweeps import groups
 from hpcdl.runs.sweeps.groups import Group
 from hpcdl.schedulers.base import Job
 from hpcdl.schedulers.environment import undecided
-from hpcdl.workflow import arrays, dispatching, following, preparing, sweeping
-from hpcdl.workflow.arrays import Batch, Member
-from hpcdl.workflow.asking import pause
-from hpcdl.workflow.chaining import Awaited
-from hpcdl.workflow.dispatching import Sent
-from hpcdl.workflow.staying import Stay
-from hpcdl.workflow.sweeping import Swept
+from hpcdl.workflow.states import following
+from hpcdl.workflow.states.asking import pause
+from hpcdl.workflow.studies import preparing
+from hpcdl.workflow.studies.chaining import Awaited
+from hpcdl.workflow.sweeps import arrays, dispatching, sweeping
+from hpcdl.workflow.sweeps.arrays import Batch, Member
+from hpcdl.workflow.sweeps.dispatching import Sent
+from hpcdl.workflow.sweeps.staying import Stay
+from hpcdl.workflow.sweeps.sweeping import Swept
 
 Drafts = Sequence[tuple[Batch, Job]]
 

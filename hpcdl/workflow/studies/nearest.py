@@ -12,7 +12,7 @@ from hpcdl.spec.decomposition import Decomposition, violations
 from hpcdl.spec.entry import EntryModel
 from hpcdl.spec.experiment import Experiment
 from hpcdl.spec.job import Layout
-from hpcdl.workflow.studying import Inputs, unplanned
+from hpcdl.workflow.studies.studying import Inputs, unplanned
 
 _AXES = ("data", "pipeline", "x", "y", "z")
 _FURTHEST = 33  # numbers of devices that are tried on either side

@@ -11,9 +11,10 @@ from hpcdl.runs.chains.deciding import Stop
 from hpcdl.runs.record import Attempt, RunState
 from hpcdl.runs.sweeps import groups
 from hpcdl.runs.sweeps.groups import Group
-from hpcdl.workflow import dispatching, going_on
-from hpcdl.workflow.arrays import Member
-from hpcdl.workflow.following import refresh
+from hpcdl.workflow.jobs import going_on
+from hpcdl.workflow.states.following import refresh
+from hpcdl.workflow.sweeps import dispatching
+from hpcdl.workflow.sweeps.arrays import Member
 
 
 class Seen(NamedTuple):

@@ -10,8 +10,8 @@ from hpcdl.runs import store
 from hpcdl.runs.record import SUBMISSION_GRACE_S, Attempt, RunState
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
-from hpcdl.workflow.asking import Outside
 from hpcdl.workflow.claiming import is_under_way, who
+from hpcdl.workflow.states.asking import Outside
 
 NOT_ANSWERED = "no answer to its submission was noted, and the scheduler does not tell now whether it has it"
 NOT_ASKED = "its submission was broken off before the scheduler was asked; resume submits it"

@@ -25,10 +25,10 @@ from hpcdl.sites.site import Site
 from hpcdl.spec.command import CommandExperiment, CommandRun
 from hpcdl.spec.experiment import BaseRun, Experiment, ResolvedRun
 from hpcdl.spec.reading import AnyExperiment, AnyRun
-from hpcdl.workflow.excluding import exclusion
-from hpcdl.workflow.interpreter import torch_versions
-from hpcdl.workflow.repeating import ALONE, Queueing, check_repeat, elements, seeded
-from hpcdl.workflow.studying import Study
+from hpcdl.workflow.studies.excluding import exclusion
+from hpcdl.workflow.studies.interpreter import torch_versions
+from hpcdl.workflow.studies.repeating import ALONE, Queueing, check_repeat, elements, seeded
+from hpcdl.workflow.studies.studying import Study
 
 
 def prepare(study: Study, runs: Path, queueing: Queueing = ALONE) -> list[RunFolder]:

@@ -22,10 +22,10 @@ from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment, ResolvedRun
 from hpcdl.spec.job import Layout
 from hpcdl.spec.reading import AnyExperiment, AnyRun
-from hpcdl.workflow.following import site_of
-from hpcdl.workflow.nearest import nearest, scaled
-from hpcdl.workflow.preparing import job, resolve
-from hpcdl.workflow.studying import Inputs, Request, Study, change, planned
+from hpcdl.workflow.states.following import site_of
+from hpcdl.workflow.studies.nearest import nearest, scaled
+from hpcdl.workflow.studies.preparing import job, resolve
+from hpcdl.workflow.studies.studying import Inputs, Request, Study, change, planned
 
 _FREE = (
     "parallelism", "resources", "communication", "checkpoint", "health", "chain", "trace", "metrics",

@@ -20,12 +20,12 @@ from hpcdl.schedulers.base import Job
 from hpcdl.schedulers.directives import name_of
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
-from hpcdl.workflow.chaining import Awaited
 from hpcdl.workflow.claiming import check_mine, is_under_way, next_attempt, take, who
-from hpcdl.workflow.following import refresh, site_of
-from hpcdl.workflow.preparing import render, write_attempt
-from hpcdl.workflow.repeating import elements
-from hpcdl.workflow.reshaping import Reshaped, draft, rewrite
+from hpcdl.workflow.states.following import refresh, site_of
+from hpcdl.workflow.studies.chaining import Awaited
+from hpcdl.workflow.studies.preparing import render, write_attempt
+from hpcdl.workflow.studies.repeating import elements
+from hpcdl.workflow.studies.reshaping import Reshaped, draft, rewrite
 
 
 def submit(folders: Sequence[RunFolder], awaited: Awaited | None = None) -> list[str]:

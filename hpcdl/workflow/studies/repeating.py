@@ -10,8 +10,8 @@ from hpcdl.planner.layout import find_partition
 from hpcdl.schedulers.base import Elements
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
-from hpcdl.workflow.chaining import Awaited
-from hpcdl.workflow.studying import Study
+from hpcdl.workflow.studies.chaining import Awaited
+from hpcdl.workflow.studies.studying import Study
 
 
 @dataclass(frozen=True)

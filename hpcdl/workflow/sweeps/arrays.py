@@ -14,9 +14,9 @@ from hpcdl.schedulers.base import After, Array, Job
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
 from hpcdl.spec.reading import AnyRun
-from hpcdl.workflow.batches import Turn, alike, turns
-from hpcdl.workflow.preparing import job, render, resolve
-from hpcdl.workflow.sweeping import Swept
+from hpcdl.workflow.studies.preparing import job, render, resolve
+from hpcdl.workflow.sweeps.batches import Turn, alike, turns
+from hpcdl.workflow.sweeps.sweeping import Swept
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from hpcdl.runs.sweeps import groups
 from hpcdl.runs.sweeps.groups import Group
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
-from hpcdl.workflow.arrays import whole
-from hpcdl.workflow.following import refresh, site_of
+from hpcdl.workflow.states.following import refresh, site_of
+from hpcdl.workflow.sweeps.arrays import whole
 
 Point = tuple[RunFolder, int]
 """A run, and the number of its attempt."""

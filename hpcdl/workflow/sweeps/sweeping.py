@@ -21,10 +21,10 @@ from hpcdl.sites.site import Site
 from hpcdl.spec.experiment import Experiment
 from hpcdl.spec.points import Point, Problems, is_swept, points, sweep_of
 from hpcdl.spec.reading import AnyExperiment
-from hpcdl.workflow import studying
-from hpcdl.workflow.preparing import check_ready, resolve
-from hpcdl.workflow.repeating import ALONE
-from hpcdl.workflow.studying import Inputs, Request, Study
+from hpcdl.workflow.studies import studying
+from hpcdl.workflow.studies.preparing import check_ready, resolve
+from hpcdl.workflow.studies.repeating import ALONE
+from hpcdl.workflow.studies.studying import Inputs, Request, Study
 
 Progress = Callable[[int, int], None]
 """Told how many of how many are done."""

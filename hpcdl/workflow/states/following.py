@@ -18,9 +18,9 @@ from hpcdl.runs.record import SUBMISSION_GRACE_S, Attempt, RunState, Sighting, f
 from hpcdl.schedulers.base import JobState
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
-from hpcdl.workflow.asking import Answer, Outside, at_one_moment, pause
-from hpcdl.workflow.desks import Desk, Jobs, desk_for
-from hpcdl.workflow.recognising import NOT_ANSWERED, needs_recognition, recognised
+from hpcdl.workflow.states.asking import Answer, Outside, at_one_moment, pause
+from hpcdl.workflow.states.desks import Desk, Jobs, desk_for
+from hpcdl.workflow.states.recognising import NOT_ANSWERED, needs_recognition, recognised
 
 _WORLD = Outside()
 RECORD_LAG_S = 5.0

@@ -17,12 +17,12 @@ from hpcdl.runs.chains.deciding import GoOn, Stop
 from hpcdl.runs.chains.links import outlook
 from hpcdl.runs.failures.diagnosis import diagnose
 from hpcdl.runs.record import Attempt, RunState, Sighting, verdict
-from hpcdl.workflow import following
-from hpcdl.workflow.asking import Outside, pause
 from hpcdl.workflow.claiming import next_attempt, who
-from hpcdl.workflow.following import Snapshot, refresh, site_of, snapshot
-from hpcdl.workflow.preparing import job, render, write_attempt
-from hpcdl.workflow.submitting import hand_over, last_tried
+from hpcdl.workflow.jobs.submitting import hand_over, last_tried
+from hpcdl.workflow.states import following
+from hpcdl.workflow.states.asking import Outside, pause
+from hpcdl.workflow.states.following import Snapshot, refresh, site_of, snapshot
+from hpcdl.workflow.studies.preparing import job, render, write_attempt
 
 _WORLD = Outside()
 

@@ -16,7 +16,7 @@ from hpcdl.runs.sweeps import groups
 from hpcdl.schedulers.base import After, Ending
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
-from hpcdl.workflow.following import refresh, site_of
+from hpcdl.workflow.states.following import refresh, site_of
 
 _JOB_ID = re.compile(r"\w[\w.:;@\[\]+-]*")
 """Of any scheduler: 72[1].server, 12_3;cluster, ƒ2oPz."""

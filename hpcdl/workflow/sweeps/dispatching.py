@@ -13,15 +13,15 @@ from hpcdl.runs.sweeps import groups
 from hpcdl.runs.sweeps.groups import Group
 from hpcdl.schedulers.base import After
 from hpcdl.schedulers.directives import job_name
-from hpcdl.workflow.arrays import Batch, Member, batches, has_queue, turns_of, whole, work
-from hpcdl.workflow.batches import Turn
-from hpcdl.workflow.calling_off import end
-from hpcdl.workflow.chaining import Awaited
 from hpcdl.workflow.claiming import next_attempt
-from hpcdl.workflow.following import refresh, site_of
-from hpcdl.workflow.preparing import render, write_attempt
-from hpcdl.workflow.room import fitting
-from hpcdl.workflow.submitting import hand_over
+from hpcdl.workflow.jobs.submitting import hand_over
+from hpcdl.workflow.states.following import refresh, site_of
+from hpcdl.workflow.studies.chaining import Awaited
+from hpcdl.workflow.studies.preparing import render, write_attempt
+from hpcdl.workflow.sweeps.arrays import Batch, Member, batches, has_queue, turns_of, whole, work
+from hpcdl.workflow.sweeps.batches import Turn
+from hpcdl.workflow.sweeps.calling_off import end
+from hpcdl.workflow.sweeps.room import fitting
 
 
 @dataclass

@@ -19,7 +19,7 @@ from hpcdl.runs.turns import Turn, Turns
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
 from hpcdl.telemetry import write_whole
-from hpcdl.workflow.asking import Answer, Outside, pause, put
+from hpcdl.workflow.states.asking import Answer, Outside, pause, put
 
 TURN_EXPIRES_S = 180.0
 """After this a turn without an answer counts as abandoned: two programs may take 60 s each."""

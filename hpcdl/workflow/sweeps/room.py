@@ -7,8 +7,8 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from hpcdl.sites.site import Site
 from hpcdl.spec.reading import AnyRun
-from hpcdl.workflow.arrays import Member, has_queue
-from hpcdl.workflow.batches import admitted, beside
+from hpcdl.workflow.sweeps.arrays import Member, has_queue
+from hpcdl.workflow.sweeps.batches import admitted, beside
 
 
 def fitting(
