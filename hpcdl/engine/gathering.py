@@ -40,7 +40,8 @@ def follow(meeting: Meeting, told: str = "") -> str:
     """As another rank, find rank 0, tell it one line, and return its word, when every rank has come.
 
     Raises:
-        EngineError: rank 0 was not found, or hung up because somebody never came.
+        RanksMissingError: rank 0 never came.
+        EngineError: it was not found, or hung up because somebody never came.
     """
     with meeting.find(lambda published: _greet(published, meeting, told)) as lines:
         try:

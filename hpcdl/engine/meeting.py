@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from hpcdl.engine.nodelist import allocated, suspects, whereabouts
+from hpcdl.engine.nodelist import allocated, host_of_first, suspects, whereabouts
 from hpcdl.engine.ranks import Place
 from hpcdl.errors import EngineError, RanksMissingError
 from hpcdl.spec.experiment import Rendezvous
@@ -29,6 +29,7 @@ from hpcdl.units import ranges
 
 POLL_S = 0.05
 CONNECT_S = 5.0  # one try to reach a published address; it may be stale
+_CHECK_ADDRESS = "check rendezvous.address, suffix and interface in the site file"
 _SIOCGIFADDR = 0x8915  # asks Linux for an interface's IPv4 address, netdevice(7)
 
 Connection = TypeVar("Connection")
@@ -89,9 +90,10 @@ class Meeting:
             connect: raises OSError or RuntimeError where the rank 0 of this key is not to be found.
 
         Raises:
-            EngineError: it was not found in time.
+            RanksMissingError: it said nothing in time.
+            EngineError: it was not found where it says that it is.
         """
-        reason = f"{self.file} never appeared; rank 0 did not start, or the run folder is not shared"
+        reason = ""
         while self.seconds_left > 0:
             published = _read(self.file)
             if published is not None:
@@ -103,9 +105,23 @@ class Meeting:
                         f"rank 0 cannot be reached from {self.place.host}: {error}"
                     )
             time.sleep(POLL_S)
-        raise EngineError(
-            f"rank {self.place.rank} did not find rank 0 within {self.rules.timeout_seconds} s: {reason}",
-            "check rendezvous.address, suffix and interface in the site file",
+        if not reason:
+            raise self._leaderless()
+        raise EngineError(self._not_found(reason), _CHECK_ADDRESS)
+
+    def _not_found(self, reason: str) -> str:
+        return f"rank {self.place.rank} did not find rank 0 within {self.rules.timeout_seconds} s: {reason}"
+
+    def _leaderless(self) -> RanksMissingError:
+        """Rank 0 never came; as it cannot note that itself, the first rank of the second node does."""
+        host = host_of_first(self.place, nodes := allocated())
+        elsewhere = f" on {host}" if host else ""
+        reason = (
+            f"{self.file} never appeared; rank 0 did not start{elsewhere}, or the run folder is not shared"
+        )
+        notes = host is not None and self.place.rank * len(nodes) == self.place.world_size
+        return RanksMissingError(
+            self._not_found(reason), _CHECK_ADDRESS, {host: "rank 0 never came"} if host and notes else {}
         )
 
     def never_came(self, missing: Sequence[int], came: Mapping[int, str]) -> RanksMissingError:

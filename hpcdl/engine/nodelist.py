@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+from hpcdl.engine.ranks import Place
+
 _PART = re.compile(r"\[([^\]]*)\]|([^\[\],]+)")
 _NAME = re.compile(r"(?:\[[^\]]*\]|[^\[\],])+")
 
@@ -71,6 +73,17 @@ def whereabouts(
 
 def _in_order(came: Mapping[int, str], nodes: Sequence[str], each: int) -> bool:
     return all(nodes[rank // each] == host for rank, host in came.items())
+
+
+def host_of_first(place: Place, nodes: Sequence[str]) -> str | None:
+    """The node of rank 0, if ``place`` is where it is when ranks are numbered node by node.
+
+    Args:
+        place: of another rank.
+        nodes: of the job, in the scheduler's order; none if unknown.
+    """
+    each, rest = divmod(place.world_size, len(nodes)) if nodes else (0, 1)
+    return nodes[0] if not rest and each and nodes[place.rank // each] == place.host else None
 
 
 def suspects(whereabouts: Mapping[str, tuple[int, ...]], came: Collection[str]) -> dict[str, tuple[int, ...]]:

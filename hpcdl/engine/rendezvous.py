@@ -30,7 +30,7 @@ def meet(place: Place, rules: Rendezvous, file: Path) -> TCPStore:
         file: where rank 0 publishes it.
 
     Raises:
-        RanksMissingError: on rank 0; they never came.
+        RanksMissingError: on rank 0, they never came; on the others, it never came.
         EngineError: an address that cannot be reached; on the others, that they waited in vain.
     """
     choose_interface(rules)

@@ -68,7 +68,16 @@ def test_ranks_that_never_come_are_named_by_rank_0_and_only_there(tmp_path):
 
 def test_a_rank_without_rank_0_says_where_it_looked(tmp_path):
     (alone,) = everybody(tmp_path / "a.json", 2, seconds=1, absent=(0,))
-    assert "a.json never appeared" in alone.message
+    assert "a.json never appeared; rank 0 did not start, or" in alone.message
+    assert alone.suspects == {}
+
+
+def test_of_the_ranks_without_rank_0_the_first_of_the_second_node_notes_its_node(tmp_path, monkeypatch):
+    """It was named by nobody: rank 0 is who notes the nodes of ranks that never come."""
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[0-2]")
+    ends = everybody(tmp_path / "a.json", 3, seconds=1, absent=(0,))
+    assert all("rank 0 did not start on n0, or" in end.message for end in ends)
+    assert [end.suspects for end in ends] == [{"n0": "rank 0 never came"}, {}]
 
 
 def test_an_address_of_an_earlier_try_that_another_run_took_over_is_not_joined(tmp_path):

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdl.engine.nodelist import allocated, expanded, suspects, whereabouts
+from hpcdl.engine.nodelist import allocated, expanded, host_of_first, suspects, whereabouts
+from hpcdl.engine.ranks import Place
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,19 @@ def test_ranks_in_another_order_are_looked_for_where_nobody_came_from():
 )
 def test_a_node_from_which_nobody_should_come_is_not_named(missing, came, names):
     assert whereabouts(missing, came, names) == {}
+
+
+@pytest.mark.parametrize(
+    ("rank", "host", "nodes", "first"),
+    [
+        (1, "a", "a b", "a"),
+        (2, "b", "a b", "a"),
+        (2, "b.example.org", "a b", None),
+        (2, "c", "a b", None),
+        (2, "b", "launcher a b", None),
+        (1, "a", "a", "a"),
+        (2, "b", "", None),
+    ],
+)
+def test_where_rank_0_should_be_is_known_from_ones_own_place(rank, host, nodes, first):
+    assert host_of_first(Place(rank, rank % 2, 4, host), nodes.split()) == first

@@ -15,7 +15,7 @@ from hpcdl.telemetry import RunEvent, append, write_whole
 
 @contextmanager
 def noting_suspects(folder: RunFolder, attempt: int) -> Iterator[None]:
-    """Note the nodes that may be to blame if ranks do not come; only rank 0 hears of them."""
+    """Note the nodes that may be to blame if ranks do not come; of all ranks one hears of them."""
     try:
         yield
     except (RanksMissingError, HangError) as error:
