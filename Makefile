@@ -8,7 +8,7 @@ export PYTHON
 QUEUE := $(if $(wildcard /dev/nvidia0 /dev/kfd),--set resources.queue=cpu)
 
 # What runs on Slurm mostly waits for Slurm's own clock: one process does that, another everything else.
-BESIDE := --numprocesses=2 --dist=loadgroup
+BESIDE := --numprocesses=2
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test coverage check lint quick clean

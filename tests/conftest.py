@@ -10,18 +10,24 @@ from pathlib import Path
 import pytest
 from cluster.slurm import SlurmCluster, missing
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # Time is no property under test, and a busy machine would make it look like one.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items):
-    """Where tests are spread over processes, one of them has all that is done to a cluster."""
-    for item in items:
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+class SlurmApart(LoadScopeScheduling):
+    """Where tests are spread over processes, one of them has all that is done to a Slurm; it mostly waits."""
+
+    def _split_scope(self, nodeid):
+        file = nodeid.partition("::")[0]
+        on_slurm = file.startswith(("tests/cluster/", "tests/reliability/")) and "_pbs" not in file
+        return "on Slurm" if on_slurm else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return SlurmApart(config, log)
 
 
 @pytest.fixture(scope="session")
