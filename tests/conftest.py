@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from cluster.slurm import SlurmCluster, missing
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+# A shell lets what it starts with & ignore Ctrl-C, and so would do all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Time is no property under test, and a busy machine would make it look like one.
 settings.register_profile("untimed", deadline=None)
