@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcdl.cli import render
-from hpcdl.errors import UsageError
+from hpcdl.errors import SchedulerError, UsageError
 from hpcdl.runs import store
-from hpcdl.sites.site import Site
+from hpcdl.sites.site import NAME, Site
 from hpcdl.spec import load
 from hpcdl.spec.job import Resources
 from hpcdl.survey import asking
@@ -49,9 +50,14 @@ def init(request: Request, output: Path | None, *, force: bool) -> None:
     """Draft a site file and print it, or write it whole.
 
     Raises:
-        UsageError: the file exists.
-        SchedulerError: no scheduler is here, or it or the job gave no answer.
+        UsageError: the file exists, or no site may have that name.
+        SchedulerError: no scheduler is here, it or the job gave no answer, or one that makes no site file.
     """
+    if request.name is not None and not re.fullmatch(NAME, request.name):
+        raise UsageError(
+            f"--name {request.name!r} is no name of a site: a-z, 0-9 and -, of which - is not the first",
+            f"for example --name {slug(request.name)}",
+        )
     if output is not None and output.exists() and not force:
         raise UsageError(
             f"{output} exists already", "choose another file with --output, or overwrite it with --force"
@@ -60,6 +66,7 @@ def init(request: Request, output: Path | None, *, force: bool) -> None:
     with render.busy(f"asking {kind}"):
         machine = asking.ask(kind)
         text = _drafted(machine, request, output)
+        _site(text)
     if output is None:
         render.raw(text)
         return
@@ -81,7 +88,18 @@ def _drafted(machine: Machine, request: Request, output: Path | None) -> str:
 
 
 def _site(text: str) -> Site:
-    return load.validate(load.parse(text, "the draft"), Site)
+    """The site that a draft describes.
+
+    Raises:
+        SchedulerError: it describes none, as what was said of the machine is beyond what a site file can say.
+    """
+    try:
+        return load.validate(load.parse(text, "the draft"), Site)
+    except UsageError as error:
+        raise SchedulerError(
+            f"what the machine says of itself makes no site file: {error.message}",
+            "copy generic-slurm or generic-pbs (hpcdl site show prints them) and correct it by hand",
+        ) from None
 
 
 def _reported_by_job(site: Site, job: Resources, runs: Path | None) -> Reported:

@@ -175,8 +175,13 @@ def _preflight(script: Path) -> list[str]:
 
 
 def _judged(result: Completed) -> str:
-    """When the job would start; sbatch says so on standard error."""
-    if result.exit_code and _AWAY in result.stderr:
+    """When the job would start; sbatch says so on standard error.
+
+    Raises:
+        NoAnswerError: sbatch did not reach slurmctld, or told nothing of its judgement.
+        SchedulerError: the job would be refused; with sbatch's own words.
+    """
+    if result.exit_code and _is_no_answer(result):
         raise NoAnswerError(
             f"Slurm does not answer: {result.words}", "nothing was submitted; try again later"
         )

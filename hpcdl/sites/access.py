@@ -113,4 +113,4 @@ class Scheduler(Frozen):
         "1001), LSF (MAX_JOB_ARRAY_SIZE 1000) and PBS (max_array_size 10000)",
     )
     poll_seconds: float = Field(10.0, gt=0, description="shortest interval between two questions")
-    accounting: bool = Field(True, description="whether users may ask for finished jobs (sacct, qstat -x)")
+    accounting: bool = Field(True, description="Slurm: whether users may ask for finished jobs (sacct)")

@@ -8,7 +8,8 @@ from hpcdl.sites.node import parse_cores
 
 _SLURM_BINDING = re.compile(r"(?:verbose,|quiet,|[vq],)*(mask_cpu|map_cpu):(.+)")
 _PALS_BINDING = re.compile(r"list:(.+)")
-_MASK = re.compile(r"(0x)?([0-9a-fA-F]{1,512})(?:\*\d+)?")
+_MASK = re.compile(r"(0x)?([0-9a-fA-F]{1,512})")
+_TIMES = re.compile(r"[1-9]\d{0,3}")
 
 
 def bound_cpus(binding: str) -> list[list[int]]:
@@ -20,15 +21,23 @@ def bound_cpus(binding: str) -> list[list[int]]:
         ValueError: a mask or a list that is none.
     """
     if slurm := _SLURM_BINDING.fullmatch(binding):
-        entries = slurm[2].split(",")
+        entries = [entry for words in slurm[2].split(",") for entry in _repeated(words.strip())]
         return [_masked(entry) if slurm[1] == "mask_cpu" else _mapped(entry) for entry in entries]
     if pals := _PALS_BINDING.fullmatch(binding):
         return [list(parse_cores(entry)) for entry in pals[1].split(":")]
     return []
 
 
+def _repeated(words: str) -> list[str]:
+    """An entry as often as it stands for: ``0xff*2`` is that of two ranks."""
+    entry, star, times = words.partition("*")
+    if star and not _TIMES.fullmatch(times):
+        raise ValueError(f"{words!r} is no entry with its number of ranks; write for example 0xff*2")
+    return [entry] * int(times or 1)
+
+
 def _masked(entry: str) -> list[int]:
-    match = _MASK.fullmatch(entry.strip())
+    match = _MASK.fullmatch(entry)
     if not match:
         raise ValueError(f"{entry!r} is no mask of CPUs; write for example 0xfe")
     bits = int(match[2], 16)
@@ -36,5 +45,4 @@ def _masked(entry: str) -> list[int]:
 
 
 def _mapped(entry: str) -> list[int]:
-    text = entry.strip().partition("*")[0]
-    return [int(text, 16)] if re.fullmatch(r"0x[0-9a-fA-F]{1,4}", text) else list(parse_cores(text))
+    return [int(entry, 16)] if re.fullmatch(r"0x[0-9a-fA-F]{1,4}", entry) else list(parse_cores(entry))

@@ -2,6 +2,7 @@
 
 Mappings are brought together key by key, anything else is replaced whole; a key set to null is taken out. Of
 ``identity`` only the sources and the list of what is unverified are inherited, and to that list is added.
+What is wrong in either file is left for the schema to refuse.
 """
 
 from __future__ import annotations
@@ -9,25 +10,31 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from hpcdl.sites.site import Identity
 from hpcdl.spec.load import Document, Location
 
-_OWN = ("name", "description", "extends")
-_SHARED_IDENTITY = ("sources", "unverified")
 _DOUBTS = ("identity", "unverified")
+_SHARED = ("sources", "unverified")
+_OWN: list[Location] = [
+    *((key,) for key in ("name", "description", "extends")),
+    *(("identity", key) for key in Identity.model_fields if key not in _SHARED),
+]
+"""What a file says of its own machine alone."""
 
 
 def inherit(base: Document, child: Document) -> Document:
-    """``child`` on top of ``base``; every value keeps the place where it was read."""
-    merged = Document(child.source, copy.deepcopy(base.content), dict(base.places))
-    for key in _OWN:
-        _drop(merged, (key,))
-    for key in list(merged.content.get("identity") or {}):
-        if key not in _SHARED_IDENTITY:
-            _drop(merged, ("identity", key))
-    doubts = _at(merged, _DOUBTS) or []
+    """``child`` on top of ``base``; every value keeps the place where it was read.
+
+    Of two of which one is no mapping, that one comes out.
+    """
+    for document in (base, child):
+        if not isinstance(document.content, dict):
+            return document
+    bases = (*child.bases, base.source, *base.bases)
+    merged = Document(child.source, copy.deepcopy(base.content), dict(base.places), bases)
+    for location in _OWN:
+        _drop(merged, location)
     _lay(merged, child, ())
-    if doubts:
-        merged.content["identity"]["unverified"] = [*doubts, *(_at(child, _DOUBTS) or [])]
     return merged
 
 
@@ -38,6 +45,11 @@ def _lay(merged: Document, child: Document, location: Location) -> None:
         for key in given:
             _lay(merged, child, (*location, key))
         merged.places[location] = child.place(location)
+        return
+    if location == _DOUBTS and isinstance(given, list) and isinstance(before, list):
+        for number, doubt in enumerate(given):
+            merged.places[*location, len(before)] = child.place((*location, number))
+            before.append(doubt)
         return
     _drop(merged, location)
     if given is None:

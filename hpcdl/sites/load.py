@@ -65,16 +65,17 @@ def available() -> dict[str, Path]:
 
 
 def lineage(name_or_path: str) -> list[Path]:
-    """The file that a site is read from, then all that it extends; none for ``local``.
+    """The file that a site is read from, then all that it extends, the nearest first; none for ``local``.
 
     Raises:
         SiteError: the name is unknown, or a file is wrong.
     """
     path = _path(name_or_path)
     try:
-        return [] if path is None else _chain(path, ())
+        document = None if path is None else _document(path, ())
     except UsageError as error:
         raise SiteError(error.message, error.hint) from None
+    return [Path(source) for source in (document.source, *document.bases)] if document else []
 
 
 def hidden(path: Path) -> list[Path]:
@@ -89,15 +90,10 @@ def hidden(path: Path) -> list[Path]:
     return files[here.index(path.resolve()) + 1 :] if path.resolve() in here else []
 
 
-def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
-    bases = _extended(load.read(path), path, seen)
-    return [path, *(file for base in bases for file in _chain(base, (*seen, path.resolve())))]
-
-
 def _read(path: Path) -> Site:
     try:
         document = _document(path, ())
-        return load.validate(document, Site).read_at(document.places)
+        return load.validate(document, Site).read_at(document)
     except UsageError as error:
         raise SiteError(error.message, error.hint) from None
 
@@ -113,12 +109,10 @@ def _extended(document: load.Document, path: Path, seen: tuple[Path, ...]) -> li
     """The files that ``document``, read from ``path``, extends."""
     given = document.content.get("extends") if isinstance(document.content, dict) else None
     names = given if isinstance(given, list) else [] if given is None else [given]
-    bases = [_base(str(name), path) for name in names]
+    bases = [_base(str(name), path, seen) for name in names]
     for name, base in zip(names, bases, strict=True):
         if base is None or base in seen:
-            close = difflib.get_close_matches(str(name), available(), n=1)
-            advice = f"; did you mean {close[0]!r}?" if close else ""
-            why = "extends this file in its turn" if base else f"is not among the site files{advice}"
+            why = "extends this file in its turn" if base else _missing(str(name), path)
             raise SiteError(
                 f"{document.place(('extends',))}: {name!r} {why}",
                 "name a site, or a file that begins with _, from the folders of site files; without .yaml",
@@ -126,15 +120,25 @@ def _extended(document: load.Document, path: Path, seen: tuple[Path, ...]) -> li
     return [base for base in bases if base is not None]
 
 
-def _base(name: str, path: Path) -> Path | None:
+def _base(name: str, path: Path, seen: tuple[Path, ...]) -> Path | None:
     """The file that ``extends: name`` in ``path`` means: beside it first, then as sites are looked for.
 
-    Never ``path`` itself: a user's own file may extend the bundled one of its name.
+    Never ``path`` itself: a user's own file may extend another of its name, and of several of one name each
+    the next, so none of ``seen``, which extend ``path``, is meant by it.
     """
+    passed = [path.resolve(), *(seen if name == path.stem else ())]
     folders = [path.parent, *resources.search_path("site_configs")]
     candidates = [folder / f"{name}{suffix}" for folder in folders for suffix in _SUFFIXES]
     files = [file.resolve() for file in candidates if file.is_file()]
-    return next((file for file in files if file != path.resolve()), None)
+    return next((file for file in files if file not in passed), None)
+
+
+def _missing(name: str, path: Path) -> str:
+    """Why ``name`` is nothing that ``path`` can extend."""
+    if name == path.stem:
+        return "is the name of this file, and there is no further one of it"
+    close = difflib.get_close_matches(name, available(), n=1)
+    return f"is not among the site files{f'; did you mean {close[0]!r}?' if close else ''}"
 
 
 def _unknown(name: str, known: list[str]) -> tuple[str, str]:

@@ -1,9 +1,10 @@
 """Where a value of a site comes from: its file, its source, and whether anybody verified it. Pure.
 
 ``identity.sources`` and ``identity.unverified`` name fields by dotted paths, ``*`` for any key. A path stands
-for the field and all below it; where several do, the longest counts, then the one with fewer ``*``, then
-doubt. An environment variable goes by its name, ``environment.NCCL_NET``, and its own ``source`` counts
-before all paths.
+for the field and all below it, but not for what a file that extends its own gives again. Where several do,
+the longest counts, then the one with fewer ``*``, then that of the file that extends the other, then doubt.
+An environment variable goes by its name, ``environment.NCCL_NET``, and its own ``source`` counts before all
+paths.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class _Claim(NamedTuple):
 
     length: int
     literal: int
+    nearness: int  # 0 in the file that was asked for, less in what it extends
     unverified: bool
     source: str | None
 
@@ -82,7 +84,7 @@ def origin(site: Site, path: Keys) -> tuple[str | None, bool] | None:
     path, own = _variable(site, path)
     if own is not None:
         return own, False
-    claims = [claim for pattern, claim in _claims(site) if covers(pattern, path)]
+    claims = [claim for claim in _claims(site, path) if claim.nearness >= -site.distance(*path)]
     if not claims:
         return None
     closest = max(claims)
@@ -99,11 +101,15 @@ def _variable(site: Site, path: Keys) -> tuple[Keys, str | None]:
     return path, None
 
 
-def _claims(site: Site) -> Iterator[tuple[str, _Claim]]:
+def _claims(site: Site, path: Keys) -> Iterator[_Claim]:
     for pattern, text in site.identity.sources.items():
-        yield pattern, _Claim(*_closeness(pattern), unverified=False, source=text)
-    for pattern in site.identity.unverified:
-        yield pattern, _Claim(*_closeness(pattern), unverified=True, source=None)
+        if covers(pattern, path):
+            nearness = -site.distance("identity", "sources", pattern)
+            yield _Claim(*_closeness(pattern), nearness, unverified=False, source=text)
+    for number, pattern in enumerate(site.identity.unverified):
+        if covers(pattern, path):
+            nearness = -site.distance("identity", "unverified", number)
+            yield _Claim(*_closeness(pattern), nearness, unverified=True, source=None)
 
 
 def _closeness(pattern: str) -> tuple[int, int]:

@@ -12,6 +12,9 @@ from hpcdl.sites.node import NodeType
 from hpcdl.spec.experiment import Rendezvous
 from hpcdl.spec.frozen import Frozen
 from hpcdl.spec.job import VariableName, VariableValue
+from hpcdl.spec.load import Document
+
+NAME = r"^[a-z0-9][a-z0-9-]*$"
 
 
 class Launch(Frozen):
@@ -114,7 +117,7 @@ class Identity(Frozen):
 class Site(Frozen):
     """One machine."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="as --site takes it; also the file's name")
+    name: str = Field(pattern=NAME, description="as --site takes it; also the file's name")
     description: str = Field("", description="one line about the machine")
     extends: str | list[str] | None = Field(
         None, description="sites or parts of one whose values this file begins with, later ones over earlier"
@@ -132,6 +135,7 @@ class Site(Frozen):
     policy: Policy = Policy()
 
     _places: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+    _files: tuple[str, ...] = PrivateAttr(())
 
     def place(self, *keys: str | int) -> str:
         """Where a value stands, ``file:line:column``; of one that is left out, what stands around it."""
@@ -139,9 +143,14 @@ class Site(Frozen):
             keys = keys[:-1]
         return self._places.get(keys, f"site {self.name}")
 
-    def read_at(self, places: dict[tuple[str | int, ...], str]) -> Site:
+    def distance(self, *keys: str | int) -> int:
+        """Which file a value stands in: 0 is the one that was asked for, 1 the nearest that it extends."""
+        file = self.place(*keys).rsplit(":", 2)[0]
+        return self._files.index(file) if file in self._files else 0
+
+    def read_at(self, document: Document) -> Site:
         """This site, knowing where its values were read."""
-        self._places = places
+        self._places, self._files = document.places, (document.source, *document.bases)
         return self
 
     @model_validator(mode="after")

@@ -43,6 +43,7 @@ class Document:
     source: str
     content: Any = None
     places: dict[Location, str] = field(default_factory=dict)
+    bases: tuple[str, ...] = ()  # sources of what it was laid over, the nearest first
 
     def place(self, location: Location) -> str:
         """``file:line:column`` of the value at ``location``, or of the nearest thing around it."""

@@ -183,7 +183,10 @@ def _compare_memory(desk: Desk, key: str, node: NodeType, seen: list[int]) -> No
 
 def _compare_arrays(desk: Desk, machine: Machine) -> None:
     stated, most = desk.site.scheduler.max_array, machine.max_array
-    if most is not None and stated > most:
+    if most is not None and most < 2:
+        message = f"the machine takes no arrays of jobs (of at most {most})"
+        desk.warning(("scheduler", "max_array"), message, "submit each run by itself there, without --repeat")
+    elif most is not None and stated > most:
         message = f"max_array is {stated}, but the machine takes {most}"
         desk.error(("scheduler", "max_array"), message, f"set it to {most}")
 

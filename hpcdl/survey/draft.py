@@ -81,7 +81,9 @@ def draft(machine: Machine, reported: Reported | None, wish: Wish) -> str:
     if not kinds:
         raise SchedulerError(
             f"no queue of {machine.name} has nodes with a {device}",
-            "with --device cpu the cores of its nodes compute",
+            "with --device cpu the cores of its nodes compute"
+            if device == "gpu"
+            else "their CPUs are not known before they are up; ask again then",
         )
     queues = {queue.name: name for name, kind in kinds.items() for queue in kind.queues}
     default = next((queue.name for queue in machine.queues if queue.default and queue.name in queues), None)
@@ -124,8 +126,12 @@ def _kinds(machine: Machine, device: DeviceKind) -> dict[str, _Kind]:
 
 
 def _commonest(hosts: list[Host], device: DeviceKind) -> Shape | None:
-    """What most of the nodes have that have the device; features tell nodes apart, not their kind."""
-    shapes = Counter(_bare(host) for host in hosts if device == "cpu" or host.shape.gpus)
+    """What most of the nodes have that have the device; features tell nodes apart, not their kind.
+
+    A node that never reported has no CPUs.
+    """
+    able = [host for host in hosts if host.shape.cpus and (device == "cpu" or host.shape.gpus)]
+    shapes = Counter(_bare(host) for host in able)
     return shapes.most_common(1)[0][0] if shapes else None
 
 
@@ -161,7 +167,7 @@ def _scheduler(machine: Machine, device: DeviceKind) -> dict[str, Any]:
         "kind": machine.kind,
         "flavour": machine.version,
         "gpu_request": "gpus-per-node" if device == "gpu" else "none",
-        **({} if machine.max_array is None else {"max_array": machine.max_array}),
+        **({"max_array": machine.max_array} if (machine.max_array or 0) > 1 else {}),
         **({} if machine.accounting else {"accounting": False}),
         **({"place": "scatter"} if machine.kind == "pbs" else {}),
     }

@@ -25,7 +25,7 @@ class Gpu:
     model: str
     memory: int  # bytes
     numa: int | None = None
-    cores: Cores = ()  # near it
+    cores: Cores = ()  # near it; none where the cores of the node are not its first CPUs
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ def _amd(said: Mapping[str, Any], siblings: Mapping[int, list[int]]) -> Iterable
 
 def _near(said: Mapping[str, Any], bus: str, siblings: Mapping[int, list[int]]) -> tuple[int | None, Cores]:
     device = said["devices"].get(bus, {"numa": "", "cpus": ""})
-    cpus = parse_cores(device["cpus"]) if device["cpus"] else ()
+    # Where threads of a core are numbered side by side, a CPU's number is no number of a core.
+    counted = set(siblings) == set(range(len(siblings)))
+    cpus = parse_cores(device["cpus"]) if device["cpus"] and counted else ()
     return _numa(device["numa"]), tuple(cpu for cpu in cpus if cpu in siblings)
 
 

@@ -40,7 +40,6 @@ def machine(server: str, queues: str, nodes: str) -> Machine:
             for key, queue in _section(queues, "Queue", "qstat -Q").items()
         ),
         max_array=about.get("max_array_size"),
-        accounting=about.get("job_history_enable") == "True",
     )
 
 

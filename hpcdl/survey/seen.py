@@ -56,7 +56,7 @@ class Machine:
     queues: tuple[Queue, ...]
     max_array: int | None = None  # largest array of jobs
     counts_memory: bool = True  # whether a job gets no more memory than the scheduler counts
-    accounting: bool = True  # whether finished jobs stay known
+    accounting: bool = True  # Slurm: whether sacct knows finished jobs
 
     def hosts_of(self, queue: Queue) -> list[Host]:
         """The nodes that ``queue`` may give."""

@@ -271,6 +271,26 @@ def test_a_refused_init_leaves_no_file(hpcdl, scontrol, tmp_path):
     assert not (tmp_path / "new.yaml").exists()
 
 
+def test_a_name_that_no_site_may_have_is_refused_before_anything_is_asked(hpcdl, no_scheduler, tmp_path):
+    """Once it was written into a file that no verb could read."""
+    result = hpcdl("site", "init", "--name", "My_Cluster", "--output", tmp_path / "new.yaml")
+    assert result.code == 2
+    assert "--name 'My_Cluster' is no name of a site" in result.err
+    assert "--name my-cluster" in result.err
+
+
+def test_a_draft_that_would_be_no_site_file_is_not_written(hpcdl, scontrol, tmp_path):
+    """Only what goes before a job was held against the schema once; the rest was written, and then refused."""
+    nodes = tmp_path / "node"
+    nodes.write_text(nodes.read_text().replace("CoreSpecCount=2", "CoreSpecCount=64"))
+    result = hpcdl("site", "init", "--output", tmp_path / "new.yaml")
+    assert result.code == 4
+    assert "what the machine says of itself makes no site file: the draft:" in result.err
+    assert "64 reserved cores leave none of 64" in result.err
+    assert "copy generic-slurm" in result.err
+    assert not (tmp_path / "new.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

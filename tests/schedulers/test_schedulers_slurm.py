@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from schedulers.sample import head, job, site
 
-from hpcdl.errors import SchedulerError, SiteError, UsageError
+from hpcdl.errors import NoAnswerError, SchedulerError, SiteError, UsageError
 from hpcdl.schedulers import launch, slurm, slurm_jobs
 from hpcdl.schedulers.base import After, Array, JobState, Report, Scheduler
 from hpcdl.shell import Completed
@@ -217,6 +217,22 @@ def test_preflight_does_not_take_silence_for_a_judgement():
     words = "allocation failure: Unable to contact slurm controller (connect failure)"
     with pytest.raises(SchedulerError, match=r"^Slurm does not answer: .*connect failure") as caught:
         slurm.PREFLIGHT.parse(said(stderr=words, exit_code=1))
+    assert caught.value.hint == "nothing was submitted; try again later"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        said(stderr="allocation failure: Socket timed out on send/recv operation", exit_code=1),
+        said(stderr="allocation failure: Zero Bytes were transmitted or received", exit_code=1),
+        said(exit_code=-15),
+    ],
+    ids=["busy", "cut off", "killed"],
+)
+def test_preflight_does_not_take_a_busy_controller_for_a_refusal(result):
+    """Once these were told as jobs that Slurm would refuse, while of sbatch itself they were no answer."""
+    with pytest.raises(NoAnswerError, match=r"^Slurm does not answer: ") as caught:
+        slurm.PREFLIGHT.parse(result)
     assert caught.value.hint == "nothing was submitted; try again later"
 
 

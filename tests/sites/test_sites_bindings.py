@@ -29,12 +29,21 @@ def test_maps_name_one_cpu_a_rank():
     assert bound_cpus("map_cpu:48,32,0x10") == [[48], [32], [16]]
 
 
+def test_an_entry_with_an_asterisk_is_that_of_several_ranks():
+    """srun(1): "the lists may follow a map with an asterisk and repetition count"; once it counted for one."""
+    assert bound_cpus("mask_cpu:0x3*2, 0xc*2") == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert bound_cpus("map_cpu:0*3,0x10") == [[0], [0], [0], [16]]
+
+
 @pytest.mark.parametrize("words", ["", "cores", "depth", "near-device", "none", "rank_ldom", "numa"])
 def test_a_binding_that_names_no_cpus_has_none(words):
     assert bound_cpus(words) == []
 
 
-@pytest.mark.parametrize("binding", ["mask_cpu:fg", "mask_cpu:0x1,,0x2", "list:0-7:x", "map_cpu:one"])
+@pytest.mark.parametrize(
+    "binding",
+    ["mask_cpu:fg", "mask_cpu:0x1,,0x2", "list:0-7:x", "map_cpu:one", "mask_cpu:0x1*", "map_cpu:0*x"],
+)
 def test_a_binding_with_a_word_that_is_none_is_refused(binding):
     with pytest.raises(ValueError, match="is no"):
         bound_cpus(binding)

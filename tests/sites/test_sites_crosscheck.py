@@ -36,7 +36,7 @@ rendezvous: {address: hostname, interface: hsn0}
 
 def site(text):
     document = load.parse(text, "mine.yaml")
-    return load.validate(document, Site).read_at(document.places)
+    return load.validate(document, Site).read_at(document)
 
 
 def test_a_sound_file_has_no_findings():

@@ -4,7 +4,7 @@ import pytest
 
 from hpcdl import resources
 from hpcdl.errors import SiteError
-from hpcdl.sites.load import available, load_site
+from hpcdl.sites.load import available, lineage, load_site
 
 BASE = """
 name: base
@@ -70,6 +70,47 @@ def test_how_the_base_is_recognised_is_not_inherited(files):
     assert identity.unverified == ["policy", "network"]
 
 
+@pytest.mark.parametrize(
+    ("base", "identity", "told"),
+    [
+        (BASE, "identity: foo", r"child.yaml:3:11: identity is 'foo', but must be a mapping"),
+        (BASE, "identity: [foo]", r"child.yaml:3:11: identity is \['foo'\], but must be a mapping"),
+        (BASE, "identity: {unverified: foo}", r"child.yaml:3:24: identity.unverified is 'foo', but must be a list"),
+        (BASE, "identity: {unverified: [1]}", r"child.yaml:3:25: identity.unverified.1 is 1, but must be a valid string"),
+        (BASE.replace("[policy]", "foo"), "", r"base.yaml:3:\d+: identity.unverified is 'foo', but must be a list"),
+        ("identity: 5\n", "", r"base.yaml:1:11: identity is 5, but must be a mapping"),
+        ("- a\n", "", r"base.yaml:1:1: the file is \['a'\], but must be a mapping"),
+        ("~\n", "", r"base.yaml:1:1: the file is null, but must be a mapping"),
+    ],
+)  # fmt: skip
+def test_wrong_identity_or_base_is_refused_at_its_place(files, base, identity, told):
+    """Once it was a crash, and one such file among a user's broke every verb that looks at all of them."""
+    load = files(base=base, child=f"name: child\nextends: base\n{identity}\n")
+    with pytest.raises(SiteError, match=told):
+        load("child")
+
+
+@pytest.mark.parametrize("identity", ["identity:", "identity: null"])
+def test_identity_left_empty_takes_out_what_is_said_of_the_base(files, identity):
+    """Once it was a crash, as the doubts of the base were to be put back into it."""
+    found = files(base=BASE, child=f"name: child\nextends: base\n{identity}\n")("child").identity
+    assert (found.sources, found.unverified) == ({}, [])
+
+
+def test_doubts_taken_out_are_those_of_the_base_alone(files):
+    """``unverified: null`` did nothing once."""
+    child = "name: child\nextends: base\nidentity: {unverified: null}\n"
+    found = files(base=BASE, child=child)("child").identity
+    assert (found.sources, found.unverified) == ({"nodes": "somewhere 2026"}, [])
+
+
+def test_every_doubt_knows_its_file_and_line(files, tmp_path):
+    child = "name: child\nextends: base\nidentity:\n  unverified:\n    - network\n"
+    site = files(base=BASE, child=child)("child")
+    assert site.place("identity", "unverified", 0).startswith(f"{tmp_path}/base.yaml:3:")
+    assert site.place("identity", "unverified", 1) == f"{tmp_path}/child.yaml:5:7"
+
+
 def test_every_value_knows_its_file_and_line(files, tmp_path):
     child = "name: child\nextends: base\nnodes:\n  a:\n    cores: 44\n"
     site = files(base=BASE, child=child)("child")
@@ -109,6 +150,27 @@ def test_own_file_may_extend_the_bundled_one_of_its_name(files):
     )
     assert site.scheduler.poll_seconds == 60
     assert site.nodes == load_site(str(resources.bundled("site_configs") / "perlmutter.yaml")).nodes
+
+
+def test_a_group_and_a_user_may_both_extend_the_bundled_file_of_one_name(tmp_path, monkeypatch):
+    """The user's was found to extend the group's in its turn, as the first of its name that is not itself."""
+    for folder, line in (("group", "poll_seconds: 60"), ("config/hpcdl", "max_array: 7")):
+        file = tmp_path / folder / "site_configs" / "perlmutter.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"name: perlmutter\nextends: perlmutter\nscheduler: {{{line}}}\n")
+    monkeypatch.setenv("HPCDL_PATH", str(tmp_path / "group"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    site = load_site("perlmutter")
+    assert (site.scheduler.poll_seconds, site.scheduler.max_array) == (60, 7)
+    assert [path.parents[1].name for path in lineage("perlmutter")[:2]] == ["group", "hpcdl"]
+    assert site.nodes == load_site(str(resources.bundled("site_configs") / "perlmutter.yaml")).nodes
+
+
+def test_a_file_that_extends_its_own_name_alone_is_told_so(files):
+    with pytest.raises(
+        SiteError, match=r"child.yaml:2:10: 'child' is the name of this file, and there is no"
+    ):
+        files(child="name: child\nextends: child\n")("child")
 
 
 def test_part_of_a_site_is_no_site(tmp_path, monkeypatch):

@@ -80,6 +80,45 @@ def test_the_file_that_wins_hides_the_others_and_extends_the_bundled(tmp_path, m
     assert field(site, "default_partition").place.startswith(f"{bundled.resolve()}:")
 
 
+@pytest.fixture
+def mine(tmp_path):
+    """A file of the user's own that extends perlmutter."""
+
+    def read(text):
+        (tmp_path / "mine.yaml").write_text(f"name: mine\nextends: perlmutter\n{text}")
+        return load_site(str(tmp_path / "mine.yaml"))
+
+    return read
+
+
+def test_a_corrected_value_has_not_the_source_of_the_one_before(mine):
+    """Once the page that tells of 256 GiB was shown as the source of 250."""
+    site = mine("nodes: {gpu40: {host_memory: 250GiB}}\n")
+    assert field(site, "nodes.gpu40.host_memory").source is None
+    assert (
+        field(site, "nodes.gpu80.host_memory").source == field(PERLMUTTER, "nodes.gpu80.host_memory").source
+    )
+
+
+def test_a_corrected_value_is_no_longer_doubted(mine):
+    """Once it was unverified for ever, also with a source of its own."""
+    assert unverified(PERLMUTTER, ("launch", "mpi"))
+    for sources in ("", 'identity: {sources: {launch.mpi: "support, 2026-11"}}\n'):
+        assert not unverified(mine(f"{sources}launch: {{mpi: pmix}}\n"), ("launch", "mpi"))
+
+
+def test_a_source_verifies_a_value_that_a_file_below_doubts_in_the_same_words(mine):
+    site = mine('identity: {sources: {launch.mpi: "support, 2026-11"}}\n')
+    found = field(site, "launch.mpi")
+    assert (found.source, found.unverified) == ("support, 2026-11", False)
+
+
+def test_a_doubt_counts_for_values_of_files_below(mine):
+    site = mine("identity: {unverified: [nodes.gpu40.devices]}\n")
+    assert field(site, "nodes.gpu40.devices").unverified
+    assert not field(site, "nodes.gpu80.devices").unverified
+
+
 def test_a_machine_is_found_by_its_other_names(tmp_path, monkeypatch):
     folder = tmp_path / "site_configs"
     folder.mkdir()

@@ -32,4 +32,4 @@ A100, MI250X, VIRTUAL = (
 def site(content: str, source: str = "mine.yaml") -> Site:
     """The site that this text describes, knowing where each value stands."""
     document = load.parse(content, source)
-    return load.validate(document, Site).read_at(document.places)
+    return load.validate(document, Site).read_at(document)

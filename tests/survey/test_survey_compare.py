@@ -1,5 +1,7 @@
 """Every difference between a file and its machine is found, at its line, and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 from survey.recorded import MIXED, PBS, PLAIN, site
 
@@ -101,6 +103,19 @@ def test_of_a_partition_that_the_scheduler_chooses_only_the_nodes_are_compared()
 def test_larger_arrays_than_the_machine_takes_are_an_error():
     text = TRUE.replace("kind: slurm,", "kind: slurm, max_array: 10002,")
     assert ("error", "mine.yaml:2:37", "max_array is 10002, but the machine takes 10001") in differences(text)
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_machine_without_arrays_is_told_and_no_number_of_it_asked_for(most):
+    """Once the way out was "set it to 0", which the schema refuses."""
+    (found,) = [
+        found for found in compare(site(TRUE), replace(MIXED, max_array=most)) if "array" in found.field
+    ]
+    assert (found.severity, found.message) == (
+        "warning",
+        f"the machine takes no arrays of jobs (of at most {most})",
+    )
+    assert "set it" not in found.hint
 
 
 def test_another_scheduler_is_another_machine():

@@ -1,6 +1,7 @@
 """A drafted site file is one: it is read again, passes its checks and says what nobody verified."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -70,6 +71,23 @@ def test_no_node_with_a_gpu_is_told_with_the_way_out():
     with pytest.raises(SchedulerError, match="no queue of m has nodes with a gpu") as refused:
         drafted(machine, device="gpu")
     assert "--device cpu" in refused.value.hint
+
+
+def test_nodes_that_never_reported_are_passed_over():
+    """Of a PBS node that never came up only the name is known: its 0 CPUs once ended the draft in a crash."""
+    new = [Host(f"new{number}", Shape(cpus=0, memory=0)) for number in range(2)]
+    up = Host("up", Shape(cpus=8, memory=2**33))
+    assert list(drafted(Machine("pbs", "m", "23", (*new, up), (Queue("q"),))).nodes) == ["cpu8"]
+    with pytest.raises(SchedulerError, match="no queue of m has nodes with a cpu") as refused:
+        drafted(Machine("pbs", "m", "23", tuple(new), (Queue("q"),)))
+    assert "before they are up" in refused.value.hint
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_machine_without_arrays_is_drafted_without_their_size(most):
+    """``MaxArraySize=0`` once stood in the draft, which its own check then refused."""
+    assert "max_array" not in draft(replace(MIXED, max_array=most), None, WISH)
+    assert drafted(replace(MIXED, max_array=2)).scheduler.max_array == 2
 
 
 def test_a_gpu_of_which_only_the_type_is_known_has_the_figures_of_its_data_sheet():

@@ -44,6 +44,16 @@ def test_a_virtual_machine_has_cores_and_memory_and_nothing_else():
     assert VIRTUAL.memory > GIB
 
 
+def test_cores_whose_threads_are_numbered_side_by_side_are_near_no_device():
+    """A POWER9 counts them 0, 4, 8, …: once a draft named core 28 of 8 cores, which no site file may."""
+    said = json.loads(text("node-a100.json"))
+    said["lscpu"] = "".join(f"{cpu},{cpu // 4},0,0\n" for cpu in range(32))
+    said["devices"] = {bus: {"numa": "0", "cpus": "0-31"} for bus in said["devices"]}
+    found = node.parse(json.dumps(said))
+    assert (found.cores, found.threads_per_core) == (8, 4)
+    assert [(gpu.numa, gpu.cores) for gpu in found.gpus] == [(0, ())] * 4
+
+
 def test_this_machine_reports_what_can_be_read_again(tmp_path):
     """As the job does it: in a process of its own, into a file."""
     command = [sys.executable, "-m", "hpcdl.survey.reporting", str(tmp_path / "node.json")]

@@ -10,11 +10,12 @@ from survey.recorded import PBS, pbs_answers
 
 from hpcdl.errors import SchedulerError
 from hpcdl.survey import pbs
+from hpcdl.survey.draft import Wish, draft
 from hpcdl.units import GIB
 
 
 def test_the_server_its_hosts_and_its_queues_are_read():
-    assert (PBS.name, PBS.version, PBS.max_array, PBS.accounting) == ("pbshead", "23.06.06", 10000, True)
+    assert (PBS.name, PBS.version, PBS.max_array) == ("pbshead", "23.06.06", 10000)
     assert [host.name for host in PBS.hosts] == ["cn01", "cn02", "cn03"]
     shape = PBS.hosts[0].shape
     assert (shape.cpus, shape.cores, shape.gpus, shape.memory) == (8, None, 4, 8 * GIB)
@@ -38,6 +39,14 @@ def test_vnodes_of_one_host_are_one_node():
     hosts = {host.name: host.shape for host in pbs.machine(server, queues, json.dumps(content)).hosts}
     assert len(hosts) == 3
     assert (hosts["cn01"].cpus, hosts["cn01"].gpus, hosts["cn01"].memory) == (16, 8, 16 * GIB)
+
+
+def test_finished_jobs_are_asked_for_whether_or_not_pbs_keeps_them():
+    """Once ``scheduler.accounting: false`` was drafted where it does not, which no question of PBS heeds."""
+    server, queues, nodes = pbs_answers()
+    forgets = server.replace('"job_history_enable":\t"True"', '"job_history_enable":\t"False"')
+    assert forgets != server
+    assert "accounting" not in draft(pbs.machine(forgets, queues, nodes), None, Wish())
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
