@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from hpcdl.cli.plans.plots import Panel, save
+from hpcdl.cli.plans.plots import Panel, literal, save
 from hpcdl.runs.reports.contents import CURVES
 from hpcdl.runs.reports.recorded import Recorded
 from hpcdl.runs.reports.thinning import thinned
@@ -33,7 +33,9 @@ def _panel(axes: Axes, runs: Sequence[Recorded], name: str) -> None:
         style = _STYLES[place % len(_STYLES)]
         # A line's label that begins with an underscore would be left out of the legend.
         steps = [each.columns.step[at] for at in kept]
-        axes.plot(steps, [values[at] for at in kept], style, label=each.name.lstrip("_"), linewidth=1.2)
+        axes.plot(
+            steps, [values[at] for at in kept], style, label=literal(each.name.lstrip("_")), linewidth=1.2
+        )
     axes.set_xlabel("step")
     axes.set_ylabel(CURVES[name])
     axes.grid(alpha=0.3)

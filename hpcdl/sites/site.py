@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -151,6 +152,16 @@ class Site(Frozen):
     def read_at(self, document: Document) -> Site:
         """This site, knowing where its values were read."""
         self._places, self._files = document.places, (document.source, *document.bases)
+        return self
+
+    @property
+    def file(self) -> str:
+        """The path of the file it was read from; empty where there is none, or it is not known."""
+        return str(Path(self._files[0]).absolute()) if self._files else ""
+
+    def read_from(self, file: str) -> Site:
+        """This site, of whose file no more than its path is known, or not even that."""
+        self._files = (file,) if file else ()
         return self
 
     @model_validator(mode="after")

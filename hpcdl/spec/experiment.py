@@ -186,6 +186,7 @@ class BaseRun(Frozen):
     rendezvous: Rendezvous
     site: str
     site_file: dict[str, Any] = Field(default_factory=dict, description="the site as it was at submission")
+    site_path: str = Field("", description="the file of the site; empty: there is none, or it is not known")
     account_variable: str = Field(
         "", description="the environment variable that held resources.account; empty: the experiment says it"
     )

@@ -14,11 +14,12 @@ _DIRECTIVE_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]*")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Not TOKENIZERS_PARALLELISM, nor MAX_TOKENS, nor what tokenises; nor PWD and OLDPWD, which are folders.
-_SECRET = re.compile(
-    r"token(?!s|i[sz]e)|secret|passw|credential|(api|access|private)_?key|connection_?string"
-    r"|_(pass|pwd|key|jwt|sas)$",
-    re.IGNORECASE,
+TELLING = (
+    r"token(?!s|i[sz]e)|secret|passw|credential|(?:api|access|private)_?key|connection_?string"
+    r"|_(?:pass|pwd|key|jwt|sas)\b"
 )
+"""What says of a variable, in its name and in small or capital letters, that it may hold a secret."""
+_SECRET = re.compile(TELLING, re.IGNORECASE)
 
 
 def directive_word(value: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from hpcdl.errors import HpcdlError, UsageError
 from hpcdl.spec import load, reading
 from hpcdl.spec.frozen import Frozen
+from hpcdl.spec.job import looks_secret
 from hpcdl.spec.load import Document, Location
 from hpcdl.spec.reading import AnyExperiment
 from hpcdl.spec.sweep import Setting, Settings, Sweep
@@ -37,8 +38,15 @@ class Point:
 
 
 def shown(values: Mapping[str, Any]) -> str:
-    """A point in words: ``training.seed=1, model.layers=4``."""
-    return ", ".join(f"{key}={value_text(value)}" for key, value in values.items())
+    """A point in words, without what may be secret: ``training.seed=1, model.layers=4``."""
+    return ", ".join(f"{key}={value_text(_sayable(key, value))}" for key, value in values.items())
+
+
+def _sayable(key: str, value: Any) -> Any:
+    """A value in which ``[removed]`` stands for what looks like a secret by its name."""
+    if looks_secret(key):
+        return "[removed]"
+    return {name: _sayable(name, each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def value_text(value: Any) -> str:

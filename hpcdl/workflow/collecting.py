@@ -65,12 +65,17 @@ def _versions(folder: RunFolder) -> dict[str, Any]:
 
 
 def _site_files(folder: RunFolder) -> dict[str, str]:
-    """The files of the site as they are now; as they were is in ``resolved.json``. A file may be gone."""
-    found = {}
+    """The files of the site as they are now, numbered: each counts before those that it extends.
+
+    As they were is in ``resolved.json``. A file may be gone.
+    """
+    site, found = site_of(folder), {}
     with suppress(HpcdlError):
-        for path in lineage(store.resolved(folder).site):
+        for number, path in enumerate(lineage(site.file or site.name), start=1):
             with suppress(OSError):
-                found[f"site/{path.name}"] = path.read_text(encoding="utf-8", errors="surrogateescape")
+                found[f"site/{number}-{path.name}"] = path.read_text(
+                    encoding="utf-8", errors="surrogateescape"
+                )
     return found
 
 

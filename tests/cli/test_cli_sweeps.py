@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from hpcdl.cli.plans import curves
+from hpcdl.errors import NoAnswerError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import claims, metrics, store
+from hpcdl.runs.sweeps.results import NUMBERS, Result
 from hpcdl.telemetry import read_exits
+from hpcdl.workflow.sweeps.staying import Stay
 
 SWEEP = "{grid: {training.optimizer.lr: [1.0e-3, 1.0e-2], training.seed: [0, 1]}}"
 
@@ -151,6 +155,14 @@ def test_why_points_came_to_nothing_is_said_once(hpcdl, prepared):
     assert shown.count("Invalid account") == 1
 
 
+def test_why_points_came_to_nothing_is_said_of_those_where_others_were_removed(hpcdl, prepared):
+    """Points were counted from those whose folders were still there: point 1 stood for point 2."""
+    name, folders = prepared
+    store.note(folders[2], "refused", 1, reason="Invalid account")
+    store.discard(folders[0])
+    assert "point 2: Invalid account" in hpcdl("status", name).out
+
+
 def test_a_sweep_is_one_row_unless_all_are_asked_for(hpcdl, prepared):
     name, folders = prepared
     settle(folders, "completed", "completed", "failed", "cancelled")
@@ -261,6 +273,66 @@ def test_waiting_outlives_a_scheduler_that_is_away(hpcdl, prepared, monkeypatch,
     assert pauses == sorted(pauses)
     assert pauses[0] < pauses[-1]
     assert "4 completed" in done.out
+
+
+def test_waiting_outlives_a_submission_whose_answer_is_lost(hpcdl, prepared, monkeypatch):
+    """It ended there, although the next look knows the job again or submits the point once more."""
+    name, folders = prepared
+    settle(folders[:3], *["completed"] * 3)
+    store.note(folders[3], "observed", 1, state="timeout", reason="")
+    answers = [NoAnswerError("Slurm gave no answer"), NoAnswerError("Slurm gave no answer"), None]
+
+    def go_on(stay, seen):
+        if error := answers.pop(0):
+            raise error
+        store.note(folders[3], "observed", 1, state="completed", reason="")
+        return 4
+
+    monkeypatch.setattr(Stay, "go_on", go_on)
+    monkeypatch.setattr("hpcdl.cli.sweeps.submitting.time.sleep", lambda seconds: None)
+    done = hpcdl("resume", name, "--wait")
+    assert (done.code, done.err.count("Slurm gave no answer")) == (0, 1)
+    assert "4 completed" in done.out
+
+
+@pytest.fixture
+def one_at_a_time(hpcdl, sweep, monkeypatch):
+    """The name of a sweep of which one point is in the queue and three are not, and its run folders."""
+    monkeypatch.setattr("hpcdl.workflow.sweeps.dispatching.hand_over", _submitted)
+    monkeypatch.setattr("hpcdl.workflow.sweeps.dispatching.fitting", lambda members, *_: members[:1])
+    told = json.loads(hpcdl("submit", sweep(), "--site", "generic-slurm", "--json").out)
+    return told[0]["group"], [RunFolder(Path(run["path"])) for run in told]
+
+
+def test_waiting_for_points_that_failed_submits_no_others(hpcdl, one_at_a_time, monkeypatch):
+    """--failed --wait submitted, after a cancel, all that had never been submitted."""
+    name, folders = one_at_a_time
+    settle(folders[:1], "failed")
+    assert "3 points are not submitted" in hpcdl("cancel", name).out
+
+    def submitted(group, attempt, awaited, job):
+        _submitted(group, attempt, awaited, job)
+        for folder in group:
+            store.note(folder, "observed", attempt, state="completed", reason="")
+        return ["70"]
+
+    monkeypatch.setattr("hpcdl.workflow.sweeps.dispatching.hand_over", submitted)
+    done = hpcdl("resume", name, "--failed", "--wait")
+    assert [store.current(folder).state.value for folder in folders] == ["completed"] + ["prepared"] * 3
+    assert (done.code, "1 completed, 3 prepared" in done.err) == (5, True)
+    assert f"hpcdl status {name}; hpcdl resume {name}\n" in done.err
+
+
+@pytest.mark.parametrize("over", ["environment.WHERE", "environment.ELSE"])
+def test_values_with_dollars_are_drawn_as_they_are(tmp_path, over):
+    """matplotlib took what stands between two of them for mathematics, and ended with an error."""
+    words = ["$HOME/$USER", "$x^{$", "one$"]
+    values = [{"environment.WHERE": word, "environment.ELSE": word[::-1]} for word in words]
+    numbers = dict.fromkeys(NUMBERS, 2.5)
+    found = [Result(f"r-{index}", each, "completed", numbers) for index, each in enumerate(values)]
+    curves.results(tmp_path / "r.svg", "from $A to $B", found, over)
+    drawn = (tmp_path / "r.svg").read_text()
+    assert all(f"<!-- {word} -->" in drawn for word in ("from $A to $B", *(each[over] for each in values)))
 
 
 def test_a_group_of_another_format_is_refused(hpcdl, prepared, tmp_path):

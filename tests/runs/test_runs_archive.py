@@ -39,14 +39,15 @@ SECRETS = st.one_of(
     st.tuples(word(ALPHA, 36).map("nvapi-{}".format), AROUND),
     st.tuples(word(ALPHA, 36).map("wandb_v1_{}".format), AROUND),
     st.tuples(PHRASE, st.sampled_from(
-        ['DB_PASSWORD="{}"', "MY_SECRET='{}'", "{{'MY_TOKEN': '{}'}}", '{{\\"password\\": \\"{}\\"}}', 'password: "{}"']
+        ['DB_PASSWORD="{}"', "MY_SECRET='{}'", "{{'MY_TOKEN': '{}'}}", '{{\\"password\\": \\"{}\\"}}', 'password: "{}"',
+         'os.environ["DB_PASS"] = "{}"', "cfg['password']='{}'", "{{b'DB_PASS': b'{}'}}", 'setenv DB_PASS "{}"']
     )),
     st.tuples(word(ALPHA, 12), st.sampled_from(
         ["--password {}", "--hf-token={}", '["--api-key", "{}"]', "- --password\n- {}", "DB_PASS={}", "MYSQL_PWD={}",
          "TOKEN={}", "MY_TOKEN: {}", "OPENAI_KEY={}", "machine a.org login ada password {}",
          "machine a.org\n  login ada\n  password {}", "AccountName=a;AccountKey={}==;EndpointSuffix=b.net",
          "https://a.org/b?c=d&password={}&e=f", "X-Amz-Security-Token={}%2F&e=f", "https://ada:p@{}@a.org/b",
-         "connect(password=p)ss{})"]
+         "connect(password=p)ss{})", "cfg[DB_PASS]={}", "setenv HF_TOKEN {}"]
     )),
     word(ALPHA, 43).map(lambda s: (s, "https://a.net/b?sv=2022&sig={}%3D&se=1")),
     word(ALPHA, 34).map(lambda s: ("hf_" + s, "x={}")),
@@ -77,6 +78,8 @@ INNOCENT = st.sampled_from(
         "the secret of good training", "NUM_TOKEN_FILES", "--max-tokens 131072 --tokenizer bytes-of-utf8",
         "--eos-token '<|endoftext|>' --token-budget 1000000", "EOS_TOKEN: '<|endoftext|>'", "tokens 131072",
         "PWD=/home/ada/code OLDPWD=/home/ada", "Password:", "------------ -- secrets of training -----------",
+        'if cfg["password"]: return_early(now)', 'os.environ["TOKENIZERS_PARALLELISM"] = "false1"',
+        "setenv MAX_TOKENS 131072; setenv OLDPWD /home/ada", 'tokens["count"] = 1234567', "setenv the secret of training",
         "all passes: forward_pass=12.34567 backward", "PASSED: 17 tests, PASSES=1000000", "key=value key: value", "from huggingface_hub import hf_hub_download_something_with_a_long_name",
     ]
 )  # fmt: skip
@@ -166,6 +169,10 @@ def test_the_password_in_an_address_in_the_shell_is_known():
         ("connect(password=abc)defghijk, retry=3)", "connect(password=[removed], retry=3)"),
         ("https://user:p@ssw0rd@host/x@y", "https://user:[removed]@host/x@y"),
         ("password='hunter2hunter", "password='[removed]"),
+        ('os.environ["DB_PASS"] = "hunter2abc"', 'os.environ["DB_PASS"] = "[removed]"'),
+        ('cfg["password"]="hunter2abc"', 'cfg["password"]="[removed]"'),
+        ("{b'DB_PASS': b'hunter2abc', b'a': 1}", "{b'DB_PASS': b'[removed]', b'a': 1}"),
+        ("setenv DB_PASS hunter2abc ; echo", "setenv DB_PASS [removed] ; echo"),
     ],
 )  # fmt: skip
 def test_a_value_is_taken_out_whole_and_what_follows_stays(text, left):
@@ -178,6 +185,7 @@ def test_a_value_is_taken_out_whole_and_what_follows_stays(text, left):
         b"password=" * 20_000, b"-----BEGIN PRIVATE KEY-----" + rb"\n\n" * 20_000, b"--a-token" * 20_000,
         b"-----BEGIN PRIVATE KEY-----" * 1000, b"://a:" + b"@" * 100_000, b"wandb" * 20_000 + b"f" * 39,
         b"--" + b"token-" * 20_000, b"password: '" + b"\\" * 100_000, b"password=" + b"&;,a" * 30_000,
+        b'password"]' * 20_000, b"setenv " + b"a" * 100_000, b"setenv a_key\t" * 20_000, b"password=b'" * 20_000,
         b"-" * 100_000, b"-----BEGIN PRIVATE KEY-----" + (b"\n" + b"A" * 255 + b"!") * 500,
     ],
 )  # fmt: skip

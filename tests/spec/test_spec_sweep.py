@@ -220,6 +220,22 @@ def test_a_problem_of_every_point_names_none():
         "parallelism, resources, sweep, trace, training")  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        "{grid: {environment.HF_TOKEN: [hunter2, hunter3], training.seed: [1, 2]}}",
+        "{grid: {environment: [{HF_TOKEN: hunter2}, {A: b}], training.seed: [1, 2]}}",
+    ],
+)
+def test_a_secret_that_is_refused_is_not_printed(sweep):
+    """The message named the point by its values, and so told the secret."""
+    message = refused(sweep)
+    assert "HF_TOKEN looks like a secret" in message
+    assert "hunter" not in message
+    assert "[removed]" in message
+    assert "training.seed=1" in message
+
+
 def test_a_million_points_are_refused_with_the_numbers_before_they_are_made():
     assert f"1000000 points, more than the {MOST} of one sweep" in refused(
         "{random: {points: 1000000, keys: {training.seed: {integers: [0, 9]}}}}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpcdl import resources
-from hpcdl.workflow.studies import studying
+from hpcdl.workflow.studies import chaining, studying
 from hpcdl.workflow.sweeps import dispatching, sweeping
 from hpcdl.workflow.sweeps.dispatching import WAITING
 
@@ -16,9 +16,11 @@ def swept(terminal, sweep, *, site="generic-slurm", changes=()):
     return sweeping.understand(request, lambda done, total: None)
 
 
-def sent(terminal, sweep, **how):
-    """The group, and what became of its points."""
-    group = sweeping.prepare(swept(terminal, sweep, **how), terminal.runs)
+def sent(terminal, sweep, after=None, **how):
+    """The group, and what became of its points; ``after`` as in ``--after``."""
+    found = swept(terminal, sweep, **how)
+    awaited = chaining.awaited(after, terminal.runs, found.site) if after else None
+    group = sweeping.prepare(found, terminal.runs, awaited)
     return group, dispatching.send(group, dispatching.chosen(group.folders, WAITING))
 
 

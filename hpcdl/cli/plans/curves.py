@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from hpcdl.cli.plans.plots import Panel, save
+from hpcdl.cli.plans.plots import Panel, literal, save
 from hpcdl.runs.sweeps.results import Result, loss_key
 from hpcdl.spec.points import shown, value_text
 
@@ -41,12 +41,12 @@ def _draw(axes: Axes, found: Sequence[Result], over: str) -> None:
             place = float(value) if numeric else float(names.index(value_text(value)))
             lines[_others(each.values, over)].append((place, loss))
     for label, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), "o-", label=label or None)
+        axes.plot(*zip(*sorted(points), strict=True), "o-", label=literal(label) or None)
     if numeric and min(values) > 0 and max(values) >= _WIDE * min(values):
         axes.set_xscale("log")
     if not numeric:
-        axes.set_xticks(range(len(names)), names, rotation=20)
-    axes.set_xlabel(over)
+        axes.set_xticks(range(len(names)), map(literal, names), rotation=20)
+    axes.set_xlabel(literal(over))
     axes.set_ylabel(key.replace("_", " "))
     if 1 < len(lines) <= _LEGEND:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)

@@ -103,11 +103,16 @@ def _title(found: Plan) -> str:
     return f"{found.experiment}: {parameters} parameters on {found.gpus} x {device}"
 
 
+def literal(text: str) -> str:
+    """A text for a figure in which a $ begins no mathematics."""
+    return text.replace("$", r"\$")
+
+
 def save(path: Path, title: str, panels: Sequence[Panel]) -> None:
     """Draw one panel below the other; the file is whole or not there."""
     heights = [panel.inches for panel in panels]
     figure = Figure(figsize=(11, 0.6 + sum(heights)), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     places = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
     for axes, panel in zip(places, panels, strict=True):
         panel.draw(axes)
@@ -150,7 +155,7 @@ def _bars(axes: Axes, names: Sequence[str], breakdowns: Sequence[Mapping[str, fl
     for term, look, values in _terms(breakdowns):
         axes.barh(range(len(values)), values, left=begins, label=term, height=0.7, **look)
         begins = [begin + value for begin, value in zip(begins, values, strict=True)]
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_yticks(range(len(names)), map(literal, names), fontsize=7)
     axes.set_ylim(len(names) - 0.4, -1)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
 

@@ -13,6 +13,7 @@ from hpcdl.cli import render
 from hpcdl.cli.submitting import Ask
 from hpcdl.cli.sweeps.submitting import Drafts, drafted
 from hpcdl.runs import store
+from hpcdl.runs.sweeps import groups
 from hpcdl.schedulers.base import Job
 from hpcdl.spec.points import value_text
 from hpcdl.units import format_seconds, ranges
@@ -54,7 +55,7 @@ def _kinds(drafts: Drafts) -> dict[str, tuple[list[Batch], Job]]:
 
 
 def _numbers(batch: Batch) -> list[int]:
-    return [int(member.folder.path.name.rpartition("-")[2]) for member in batch]
+    return [groups.number(member.folder.path.name) for member in batch]
 
 
 def _which(batches: Sequence[Batch]) -> str:

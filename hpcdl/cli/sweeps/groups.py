@@ -130,9 +130,9 @@ def status(group: Group, attempts: Sequence[Attempt], *, json: bool) -> None:
 def _reasons(points: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     """Why points came to nothing, each reason once, with the points by their place in the sweep."""
     found: dict[str, list[int]] = defaultdict(list)
-    for number, each in enumerate(points):
+    for each in points:
         if each["reason"] and RunState(each["state"]).failed:
-            found[each["reason"]].append(number)
+            found[each["reason"]].append(groups.number(each["run"]))
     return found
 
 

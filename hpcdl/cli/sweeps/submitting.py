@@ -14,7 +14,7 @@ from hpcdl.cli import render
 from hpcdl.cli.screens import words
 from hpcdl.cli.submitting import Again, Ask, Watch, queueing
 from hpcdl.cli.sweeps.groups import counted, meant
-from hpcdl.errors import EngineError, SchedulerError, UsageError
+from hpcdl.errors import EngineError, NoAnswerError, UsageError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.record import RunState
@@ -27,7 +27,7 @@ from hpcdl.workflow.states.asking import pause
 from hpcdl.workflow.studies import preparing
 from hpcdl.workflow.studies.chaining import Awaited
 from hpcdl.workflow.sweeps import arrays, dispatching, sweeping
-from hpcdl.workflow.sweeps.arrays import Batch, Member
+from hpcdl.workflow.sweeps.arrays import Batch
 from hpcdl.workflow.sweeps.dispatching import Sent
 from hpcdl.workflow.sweeps.staying import Stay
 from hpcdl.workflow.sweeps.sweeping import Swept
@@ -46,13 +46,13 @@ def submit(ask: Ask, runs: Path | None, *, watch: Watch, json: bool) -> None:
     _check_watch(watch, "a sweep")
     where = store.runs_folder(runs)
     swept, _, awaited = drafted(ask, where)
-    group = sweeping.prepare(swept, where)
+    group = sweeping.prepare(swept, where, awaited)
     members = dispatching.chosen(group.folders, dispatching.WAITING)
-    sent = dispatching.send(group, members, awaited)
+    sent = dispatching.send(group, members)
     if not json:
         _submitted(group, sent)
     if watch is Watch.WAIT:
-        _stay(group, sent.left, quiet=json)
+        _stay(Stay(group, sent.left), quiet=json)
     elif not json:
         render.next_commands(RunFolder(where / group.name), ("status", "results", "cancel"))
     if json:
@@ -185,17 +185,17 @@ def resumed(again: Again, which: Which, watch: Watch, *, json: bool) -> bool:
             f"name one, for example {next(iter(group.points))}",
         )
     _check_watch(watch, "a sweep")
-    _resume(group, which.states, wait=watch is Watch.WAIT, quiet=json)
+    _resume(group, which, wait=watch is Watch.WAIT, quiet=json)
     if json:
         render.print_json([_record(group, folder) for folder in group.folders])
     return True
 
 
-def _resume(group: Group, states: frozenset[RunState], *, wait: bool, quiet: bool) -> None:
-    members = dispatching.chosen(group.folders, states)
+def _resume(group: Group, which: Which, *, wait: bool, quiet: bool) -> None:
+    members = dispatching.chosen(group.folders, which.states)
     if not members and not wait:
         raise UsageError(
-            f"no point of {group.name} is {_or(states)}: {words(counted(group))}",
+            f"no point of {group.name} is {_or(which.states)}: {words(counted(group))}",
             "--failed submits those that failed again, --cancelled those that were cancelled",
         )
     groups.call_on(group)
@@ -203,7 +203,8 @@ def _resume(group: Group, states: frozenset[RunState], *, wait: bool, quiet: boo
     if members and not quiet:
         _submitted(group, sent)
     if wait:
-        _stay(group, sent.left, quiet=quiet)
+        only = [member.folder for member in members] if which.flags else None
+        _stay(Stay(group, sent.left, only), quiet=quiet)
 
 
 def _or(states: frozenset[RunState]) -> str:
@@ -211,39 +212,41 @@ def _or(states: frozenset[RunState]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
 
-def _stay(group: Group, left: Sequence[Member], *, quiet: bool) -> None:
+def _stay(stay: Stay, *, quiet: bool) -> None:
     """Wait until every point is over, and submit those that wait for room as there is some.
 
     Raises:
         EngineError: how many points did not complete.
     """
+    group = stay.group
     try:
         with render.progress_of("points over") as told:
-            _wait(group, left, told)
+            _wait(stay, told)
     except KeyboardInterrupt:
         render.line(f"\ndetached: what is in the queue goes on; hpcdl status {group.name}")
         return
     found = counted(group)
     if set(found) != {RunState.COMPLETED.value}:
-        raise EngineError(
-            f"{group.name}: {words(found)}", f"hpcdl status {group.name}; hpcdl resume {group.name} --failed"
-        )
+        again = dispatching.again(group, {RunState(state) for state in found})
+        hint = "; ".join(filter(None, (f"hpcdl status {group.name}", again)))
+        raise EngineError(f"{group.name}: {words(found)}", hint)
     if not quiet:
         render.line(f"[green]{words(found)}[/]; hpcdl results {group.name}")
 
 
-def _wait(group: Group, left: Sequence[Member], told: sweeping.Progress) -> None:
+def _wait(stay: Stay, told: sweeping.Progress) -> None:
     """Look again and again; a scheduler that is away is asked less and less often, and that is said once."""
-    stay, site, failures = Stay(group, left), following.site_of(group.folders[0]), 0
+    site, failures = following.site_of(stay.group.folders[0]), 0
     while True:
         try:
             seen = stay.look()
-        except SchedulerError as error:
+            over = stay.go_on(seen)
+        except NoAnswerError as error:
             if not failures:
                 render.warning(error.message, "asked again until it answers")
             failures += 1
         else:
-            failures, over = 0, stay.go_on(seen)
+            failures = 0
             told(over, len(seen.points))
             if over == len(seen.points):
                 return

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-from hpcdl.spec.job import looks_secret
+from hpcdl.spec.job import TELLING, looks_secret
 
 REMOVED = b"[removed]"
 _SHORTEST = 6  # letters of a value that is looked for: a shorter one stands everywhere
@@ -87,17 +87,19 @@ def _named(word: str, *kinds: str) -> str:
 def _value(never: str = "") -> str:
     """What stands in quotes up to the same quotes, else up to a space; it does not begin with ``never``.
 
+    Before the quotes Python may say that these are bytes.
     Without quotes, a comma, a semicolon or an & ends it before another name with its value, as in an address,
     and what closes a bracket or a sentence behind it is none of it.
     """
     first = f"(?![{never}])" if never else ""
     quoted = r"(?:(?!(?P=quote))(?:\\.|[^\\\n])){6,4096}"
     bare = r"""(?:[^\s"',;&]|[,;&](?![\w. -]{0,64}[=:])){5,4095}[^\s"',;&)}\]\\]"""
-    return rf"""(?P<quote>\\{{0,4}}["'])?+{first}(?P<secret>(?(quote){quoted}|{bare}))"""
+    return rf"""(?:b?(?P<quote>\\{{0,4}}["']))?+{first}(?P<secret>(?(quote){quoted}|{bare}))"""
 
 
-_IS = r"""(?:\\{0,4}["'])?[ \t]{0,4}[=:][ \t]{0,4}"""
+_IS = r"""(?:\\{0,4}["'])?(?:\][ \t]{0,4}=|[ \t]{0,4}[=:])[ \t]{0,4}"""  # a colon behind ] begins a block
 _ARGUMENT = r"""(?:\\{0,4}["'])?(?:=|,?\s{1,32}(?:-\s{1,4})?)"""  # of a flag: on a command line, or listed
+_SETENV = rf"setenv[ \t]{{1,32}}(?=[a-z0-9_]{{0,64}}?(?:{TELLING}))[a-z0-9_]{{1,128}}[ \t]{{1,32}}"  # of csh
 _HEX = rf"(?=[0-9a-f]{{40}}(?![a-z0-9])){_begins('')}[0-9a-f]{{40}}"
 _WORD = r"\s{1,32}\S{1,256}\s{1,32}"
 _PRIVATE_KEY = "[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?"
@@ -140,6 +142,7 @@ SHAPES = (
     _variable("_PWD", "(?<=[A-Z0-9]_PWD)", never="/"),
     _variable("CONNECTION_STRING"),
     *(_valued(hint, f"{name}(?![a-z0-9]){_IS}{_value()}") for hint, name in _NAMES.items()),
+    _valued("setenv", _SETENV + _value(never=r"<\[")),
     _valued("--", f"{_FLAG}(?![a-z0-9_-]){_ARGUMENT}" + _value(never=r"<\[-")),
 )
 """Well-known tokens, and what stands behind a word that says so."""

@@ -33,6 +33,7 @@ class Group:
         site: where they run.
         at_once: most of them that may run at a time; None for no limit.
         points: run id → swept key → value, in the order of the sweep.
+        after: what a point that never had a job waits for, as ``--after`` says it; None for nothing.
     """
 
     runs: Path
@@ -40,6 +41,7 @@ class Group:
     site: str
     at_once: int | None
     points: Mapping[str, Mapping[str, Any]]
+    after: str | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -98,10 +100,10 @@ def write(group: Group) -> None:
         UsageError: its file cannot be written.
     """
     points = [{"run": run, "point": dict(values)} for run, values in group.points.items()]
-    content = {"format": _FORMAT, "site": group.site, "at_once": group.at_once, "points": points}
+    content = {"format": _FORMAT, "site": group.site, "at_once": group.at_once, "after": group.after}
     path = _file(group.runs, group.name)
     with _writing(path):
-        write_whole(path, json.dumps(content, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(content | {"points": points}, ensure_ascii=False) + "\n")
 
 
 def call_off(group: Group) -> None:
@@ -160,7 +162,7 @@ def read(runs: Path, name: str) -> Group:
         if told["format"] != _FORMAT:
             raise ValueError(f"its format is {told['format']}, not {_FORMAT}")  # noqa: TRY301 - as what follows
         points = {entry["run"]: entry["point"] for entry in told["points"]}
-        return Group(runs, name, told["site"], told["at_once"], points)
+        return Group(runs, name, told["site"], told["at_once"], points, told.get("after"))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{path} is not a group this version of hpcdl can read: {error}") from None
 
@@ -190,6 +192,11 @@ def of_run(folder: RunFolder) -> Group | None:
     name = run.rpartition("-")[0]
     group = read(runs, name) if _file(runs, name).is_file() else None
     return group if group and run in group.points else None
+
+
+def number(run: str) -> int:
+    """The place of a run in its sweep, as its id tells: runs before it may have been removed."""
+    return int(run.rpartition("-")[2])
 
 
 def missing(query: str, runs: Path) -> UsageError:

@@ -39,7 +39,8 @@ class Snapshot:
 
 def site_of(folder: RunFolder) -> Site:
     """The site of a run as it was when the run was prepared."""
-    return Site.model_validate(store.resolved(folder).site_file)
+    run = store.resolved(folder)
+    return Site.model_validate(run.site_file).read_from(run.site_path)
 
 
 def refresh(folders: Sequence[RunFolder], outside: Outside = _WORLD, *, fresh: bool = False) -> list[Attempt]:

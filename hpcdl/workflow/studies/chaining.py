@@ -34,6 +34,11 @@ class Awaited:
         """What the event of a submission keeps of it."""
         return {"after": self.runs, "ending": self.after.ending}
 
+    def given(self, runs: Path) -> str:
+        """The same as ``awaited`` takes it, by ids where the runs lie in this folder."""
+        places = self.after.folders
+        return f"{','.join(p.name if p.parent == runs else str(p) for p in places)}:{self.after.ending}"
+
 
 def awaited(text: str, runs: Path, site: Site) -> Awaited | None:
     """What is left to wait for of ``RUN[,RUN…][:ok|any|failed]``; None if all of it has come true.

@@ -126,6 +126,7 @@ def resolve(study: Study, run: str) -> AnyRun:
         "rendezvous": study.site.rendezvous,
         "site": study.site.name,
         "site_file": study.site.model_dump(mode="json", exclude_defaults=True),
+        "site_path": study.site.file,
         "versions": {"hpcdl": _version(), "python": platform.python_version()},
     }
     if isinstance(experiment, CommandExperiment):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from hpcdl.errors import ClaimedError, SchedulerError, UsageError
+from hpcdl.errors import ClaimedError, NoAnswerError, SchedulerError, UsageError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.record import Attempt, RunState
@@ -13,9 +13,11 @@ from hpcdl.runs.sweeps import groups
 from hpcdl.runs.sweeps.groups import Group
 from hpcdl.schedulers.base import After
 from hpcdl.schedulers.directives import job_name
+from hpcdl.sites.site import Site
 from hpcdl.workflow.claiming import next_attempt
 from hpcdl.workflow.jobs.submitting import hand_over
 from hpcdl.workflow.states.following import refresh, site_of
+from hpcdl.workflow.studies import chaining
 from hpcdl.workflow.studies.chaining import Awaited
 from hpcdl.workflow.studies.preparing import render, write_attempt
 from hpcdl.workflow.sweeps.arrays import Batch, Member, batches, has_queue, turns_of, whole, work
@@ -69,16 +71,18 @@ def chosen(folders: Sequence[RunFolder], states: frozenset[RunState]) -> list[Me
     ]
 
 
-def send(group: Group, members: Sequence[Member], awaited: Awaited | None = None) -> Sent:
+def send(group: Group, members: Sequence[Member]) -> Sent:
     """Submit points, as far as there is room for them and nobody calls the sweep off.
+
+    Those that may run beside none of the sweep's jobs and must wait for other runs too, which no scheduler is
+    told together, have no room before one of the two is over.
 
     Args:
         group: what they are points of.
         members: at least one.
-        awaited: runs that must be over before any of them, where none waits for another.
 
     Raises:
-        UsageError: a run folder cannot be written.
+        UsageError: a run folder cannot be written, or what they wait for can no longer come true.
         SchedulerError: with the scheduler's own words when it refused. Those before are in the queue, which
             is the hint.
     """
@@ -86,6 +90,7 @@ def send(group: Group, members: Sequence[Member], awaited: Awaited | None = None
     now = fitting(members, (store.resolved(folder) for folder in going), group.at_once, site)
     fit = {member.folder.path for member in now}
     found = batches(now, site) if now else []
+    awaited = _awaited(group, now, site)
     held = group.at_once is not None and has_queue(site)
     sent = Sent(left=[member for member in members if member.folder.path not in fit])
     ids: list[str | None] = []  # of each batch
@@ -93,8 +98,13 @@ def send(group: Group, members: Sequence[Member], awaited: Awaited | None = None
     for batch, turn in zip(found, turns_of(found, site, group.at_once), strict=True):
         before = [ids[place] for place in turn.waits]
         behind = _behind(group, [job_id for job_id in before if job_id] or earlier) if held else None
+        first = awaited if awaited and any(map(_is_new, batch)) else None
+        if behind and first:
+            ids.append(None)
+            sent.left += batch
+            continue
         try:
-            ids.append(_handed_over(group, batch, turn, behind or awaited, sent))
+            ids.append(_handed_over(group, batch, turn, behind or first, sent))
         except (UsageError, SchedulerError) as error:
             raise type(error)(error.message, _left_hint(group, members, sent, error)) from None
     return sent
@@ -106,6 +116,31 @@ def _going(group: Group) -> dict[RunFolder, Attempt]:
     return {
         folder: each for folder, each in standing.items() if each.job_id is not None and not each.state.over
     }
+
+
+def _is_new(member: Member) -> bool:
+    """Whether a point never had a job; one that had waits for nobody, as every run that is resumed."""
+    return not any(attempt.job_id for attempt in store.history(member.folder))
+
+
+def _awaited(group: Group, members: Sequence[Member], site: Site) -> Awaited | None:
+    """What is left to wait for of the runs that the sweep was submitted after, where a point waits for them.
+
+    Raises:
+        UsageError: it can no longer come true.
+        NoAnswerError: the scheduler cannot be asked how those runs stand.
+    """
+    new = next(filter(_is_new, members), None) if group.after else None
+    if group.after is None or new is None:
+        return None
+    try:
+        return chaining.awaited(group.after, group.runs, site)
+    except UsageError as error:
+        anyway = f"hpcdl resume {new.folder.path.name} submits that point all the same"
+        hint = "; ".join(filter(None, (error.hint, anyway)))
+        raise UsageError(f"points of {group.name} wait for {group.after}: {error.message}", hint) from None
+    except SchedulerError as error:
+        raise NoAnswerError(error.message, error.hint) from None
 
 
 def _behind(group: Group, job_ids: Sequence[str]) -> Awaited | None:

@@ -22,6 +22,7 @@ from hpcdl.spec.experiment import Experiment
 from hpcdl.spec.points import Point, Problems, is_swept, points, sweep_of
 from hpcdl.spec.reading import AnyExperiment
 from hpcdl.workflow.studies import studying
+from hpcdl.workflow.studies.chaining import Awaited
 from hpcdl.workflow.studies.preparing import check_ready, resolve
 from hpcdl.workflow.studies.repeating import ALONE
 from hpcdl.workflow.studies.studying import Inputs, Request, Study
@@ -165,8 +166,13 @@ def planned_part(experiment: Experiment) -> str:
     return json.dumps(told | {"training": training}, sort_keys=True)
 
 
-def prepare(swept: Swept, runs: Path) -> Group:
+def prepare(swept: Swept, runs: Path, awaited: Awaited | None = None) -> Group:
     """Write a run folder for each point, complete but for its script, and the group.
+
+    Args:
+        swept: the sweep.
+        runs: the folder of runs.
+        awaited: runs that must be over before any point.
 
     Raises:
         UsageError: they cannot be written.
@@ -175,7 +181,8 @@ def prepare(swept: Swept, runs: Path) -> Group:
     folders = store.create_array(runs, swept.name, len(swept.feasible))
     name = folders[0].path.name.removesuffix("-0")
     values = {folder.path.name: each.values for folder, each in zip(folders, swept.feasible, strict=True)}
-    group = Group(runs, name, swept.site.name, swept.at_once, values)
+    after = awaited.given(runs) if awaited else None
+    group = Group(runs, name, swept.site.name, swept.at_once, values, after)
     try:
         for folder, planned in zip(folders, swept.feasible, strict=True):
             _fill(folder, planned, group)
