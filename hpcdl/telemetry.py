@@ -10,6 +10,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from itertools import chain
@@ -18,6 +19,10 @@ from typing import Any, BinaryIO, TypeVar
 
 Record = TypeVar("Record", "StepRecord", "RunEvent")
 
+BEAT_S = 5.0
+"""Seconds between two heartbeats of a rank, if there is no reason for another pace."""
+
+_BEATS_PER_SECOND = 100  # of all ranks together
 _TAIL_BYTES = 2048  # holds the last record of a usual file
 _EXIT_BYTES = 4096  # holds an exit record with room to spare
 
@@ -191,11 +196,20 @@ def parse(content: bytes, kind: type[Record]) -> Iterator[Record]:
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Write ``path`` so that a reader sees the old content or the new, never a part."""
+    """Write ``path`` so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def reserve_exit(path: Path) -> None:
@@ -238,6 +252,16 @@ def read_exits(folder: Path) -> list[ExitRecord]:
         except (ValueError, TypeError, AttributeError, OSError):
             continue
     return records
+
+
+def beat_seconds(ranks: int, often: float = BEAT_S) -> float:
+    """Seconds between two heartbeats of a rank, of which all ranks together write no more than 100 a second.
+
+    Args:
+        ranks: how many there are.
+        often: seconds in which one is wanted.
+    """
+    return max(often, ranks / _BEATS_PER_SECOND)
 
 
 def write_heartbeat(path: Path, heartbeat: Heartbeat) -> None:

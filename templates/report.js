@@ -222,17 +222,19 @@ function legend(series) {
 const part = (title, ...children) => make("section", {class: "card wide"}, make("div", {class: "head"}, make("h3", {}, title)), ...children);
 const tile = (name, value, more) => make("div", {class: "tile"}, make("small", {}, name), make("b", {}, value), make("span", {}, more || ""));
 
+const own = run => run.numbers.steps === null;  // a program of the user's own, of which no step is known
+
 function tiles(run) {
   const found = run.numbers, change = found.planned_step_seconds && found.step_seconds ? `planned ${span(found.planned_step_seconds)}` : "no plan to compare with";
-  return make("div", {class: "tiles"},
+  const cost = tile("node-hours", number(found.node_hours), `${found.attempts} ${found.attempts === 1 ? "attempt" : "attempts"}`);
+  return own(run) ? make("div", {class: "tiles"}, cost) : make("div", {class: "tiles"},
     tile("loss", number(found.last_loss), found.first_loss === null ? "no step yet" : `from ${number(found.first_loss)}`),
     found.validation_loss === null ? null : tile("validation loss", number(found.validation_loss), "newest evaluation"),
-    tile("steps", number(found.step), found.steps ? `of ${number(found.steps)}` : "as many as the program makes"),
+    tile("steps", number(found.step), `of ${number(found.steps)}`),
     tile("tokens/s", number(found.tokens_per_second), `${number(found.tokens)} tokens in all`),
     tile("a step", span(found.step_seconds), change),
     tile("MFU of rank 0", percent(found.mfu), found.planned_mfu ? `planned ${percent(found.planned_mfu)}` : ""),
-    tile("memory, fullest rank", gib(found.memory_gib), found.planned_memory_gib ? `planned ${gib(found.planned_memory_gib)}` : ""),
-    tile("node-hours", number(found.node_hours), `${found.attempts} ${found.attempts === 1 ? "attempt" : "attempts"}`));
+    tile("memory, fullest rank", gib(found.memory_gib), found.planned_memory_gib ? `planned ${gib(found.planned_memory_gib)}` : ""), cost);
 }
 
 const BARS = {compute: [0, ""], optimizer: [3, "p3"], idle: [7, ""], all_reduce: [1, "p1"], all_gather: [4, "p2"], reduce_scatter: [2, "p4"],
@@ -321,7 +323,7 @@ function show(run, heading) {
   const any = loss.step.length > 0;
   return [header(run, heading), failure(run), tiles(run),
     any ? make("div", {class: "cards"}, new Chart("Loss", losses, {wide: true}).element, ...drawn, accounts(run), plan(run), attempts(run))
-      : make("div", {class: "cards"}, part("No step has been recorded", make("p", {class: "soft"}, "Curves appear with the first one.")), attempts(run)),
+      : make("div", {class: "cards"}, own(run) ? null : part("No step has been recorded", make("p", {class: "soft"}, "Curves appear with the first one.")), attempts(run)),
     run.events.length ? fold("What the ranks reached", make("div", {class: "scroll"}, grid(["time", "attempt", "event", "told"], run.events.map(each => [clock(each.time), each.attempt, each.kind, each.told])))) : null,
     fold("Experiment, as it was given", make("pre", {tabindex: "0"}, run.experiment)),
     fold("Versions", grid(["what", "version"], Object.entries(run.versions)))].filter(each => each !== null);

@@ -20,6 +20,7 @@ from hpcdl.telemetry import (
     read_last,
     read_tail,
     write_exit,
+    write_whole,
 )
 
 
@@ -48,6 +49,15 @@ def test_exit_records_round_trip_in_rank_order(tmp_path):
     (tmp_path / "rank-00003.json").write_text("{")
     assert [record.rank for record in read_exits(tmp_path)] == [2, 11]
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("content", ["text", "\ud800"])
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path, content):
+    """Whatever failed, its temporary file stayed: of a folder in its place, a full disk, a letter without bytes."""
+    (tmp_path / "taken" / "by a folder").mkdir(parents=True)
+    with pytest.raises((OSError, UnicodeEncodeError)):
+        write_whole(tmp_path / "taken", content)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 LINES = st.lists(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import termios
@@ -40,7 +41,7 @@ def watch(run: str, runs: Path | None, interval_s: float, *, once: bool) -> None
     """
     where = store.runs_folder(runs)
     folder = groups.one_run(run, where)
-    console = Console(highlight=False)
+    console = render.console()
     if once:
         _show_once(folder, console)
         return
@@ -103,6 +104,6 @@ def _wait_for_key(seconds: float) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if select.select([sys.stdin], [], [], left)[0]:
-            key = sys.stdin.read(1)
-            if key in ("q", "Q", ""):
+            keys = os.read(sys.stdin.fileno(), 1024)  # all there are: sys.stdin would keep some from select
+            if not keys or b"q" in keys.lower():
                 raise KeyboardInterrupt

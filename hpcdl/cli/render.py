@@ -38,13 +38,18 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _PIPE_WIDTH = 100_000
 
 
-def _console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A terminal that shows words as they are: numbers without colours, ``:x:`` as three letters."""
+    return Console(stderr=stderr, width=width, highlight=False, emoji=False)
 
 
-_out = _console()
-_err = _console(stderr=True)
+def _stream(*, stderr: bool = False) -> Console:
+    terminal = console(stderr=stderr)
+    return terminal if terminal.is_terminal else console(stderr=stderr, width=_PIPE_WIDTH)
+
+
+_out = _stream()
+_err = _stream(stderr=True)
 
 # Green went well, red did not, yellow waits for somebody, cyan is at work.
 _COLOURS = {
@@ -62,16 +67,16 @@ def coloured() -> bool:
     return _out.is_terminal and not _out.no_color and _out.color_system is not None
 
 
-def line(markup: str) -> None:
-    """Print one line of rich markup."""
-    _out.print(markup)
+def line(markup: str, words: str = "") -> None:
+    """Print one line: rich markup, and plain text behind it."""
+    _out.print(Text.from_markup(markup, emoji=False).append(words))
 
 
 def warning(message: str, hint: str | None) -> None:
     """Something that will matter later, on standard error."""
-    _err.print(f"[yellow]note:[/] {escape(message)}")
+    _err.print(Text.assemble(("note:", "yellow"), f" {message}"))
     if hint:
-        _err.print(f"  {escape(hint)}")
+        _err.print(Text(f"  {hint}"))
 
 
 Side = Literal["left", "right"]
@@ -123,9 +128,9 @@ def _aligned(row: Row, places: Sequence[tuple[int, Side]]) -> Text:
     return line
 
 
-def plain(words: str, style: str | None = None) -> None:
+def plain(words: str, style: str = "") -> None:
     """Print plain text, perhaps in a colour."""
-    _out.print(escape(words), style=style)
+    _out.print(Text(words, style))
 
 
 def raw(text: str) -> None:
@@ -182,6 +187,11 @@ def state(state: str) -> str:
     return f"[{colour(state)}]{escape(state)}[/]"
 
 
+def name(folder: RunFolder) -> str:
+    """A run's name as markup."""
+    return f"[bold]{escape(folder.path.name)}[/]"
+
+
 # --- submitting and following --------------------------------------------------------------------
 
 
@@ -189,25 +199,24 @@ def submitted(study: Study, attempts: Mapping[RunFolder, Attempt]) -> None:
     """What was submitted, and where."""
     ranks = study.layout.ranks
     on = f" on {ranks} ranks" if ranks > 1 else ""
-    _out.print(f"running [bold]{escape(study.what)}[/]{on}")
+    line(f"running [bold]{escape(study.what)}[/]{on}")
     for folder, attempt in attempts.items():
-        job = escape(str(attempt.job_id))
-        _out.print(f"submitted [bold]{folder.path.name}[/] as job {job} on {study.site.name}")
+        line(f"submitted {name(folder)}", f" as job {attempt.job_id} on {study.site.name}")
     first = next(iter(attempts.values()))
     if first.wait:
-        _out.print(f"waits {first.wait}")
+        plain(f"waits {first.wait}")
     if first.expected_start:
-        _out.print(f"expected to start: {escape(first.expected_start)}")
+        plain(f"expected to start: {first.expected_start}")
     for folder in attempts:
-        _out.print(f"run folder: {escape(str(folder.path))}")
+        plain(f"run folder: {folder.path}")
 
 
 def origins(lines: Iterable[ScriptLine]) -> None:
     """The lines of a script, each above who asked for it and where."""
     for each in lines:
         told = ", ".join(filter(None, (str(each.origin), each.place, each.note)))
-        _out.print(escape(each.text), soft_wrap=True)
-        _out.print(f"    {escape(told)}", style="dim", soft_wrap=True)
+        _out.print(Text(each.text), soft_wrap=True)
+        _out.print(Text(f"    {told}", "dim"), soft_wrap=True)
 
 
 def next_commands(folder: RunFolder, verbs: Sequence[str]) -> None:
@@ -216,12 +225,12 @@ def next_commands(folder: RunFolder, verbs: Sequence[str]) -> None:
     where = "" if runs == store.runs_folder(None) else f" --runs {shlex.quote(str(runs))}"
     for verb in verbs:
         word, _, flags = verb.partition(" ")
-        _out.print(escape(f"  hpcdl {word} {folder.path.name} {flags}".rstrip() + where), style="bold")
+        plain(f"  hpcdl {word} {folder.path.name} {flags}".rstrip() + where, "bold")
 
 
 def detached(folder: RunFolder) -> None:
     """After Ctrl-C: the job goes on."""
-    _out.print(f"\ndetached: [bold]{folder.path.name}[/] goes on; to look again or to end it:")
+    line(f"\ndetached: {name(folder)} goes on; to look again or to end it:")
     next_commands(folder, ("status", "logs --follow", "cancel"))
 
 
@@ -258,7 +267,7 @@ def _follow_lines(snapshots: Iterator[Snapshot]) -> Snapshot:
         part = 20 * last.lately.step // last.steps if last.steps else 0
         if shown != (now := (last.attempt.state.value, part)):
             done = f"step {last.lately.step}/{last.steps}" if last.steps else ""
-            _out.print(f"{now[0]}  {done}  {_rate(last)}".rstrip())
+            plain(f"{now[0]}  {done}  {_rate(last)}".rstrip())
             shown = now
     return last
 
@@ -273,21 +282,20 @@ def _rate(snapshot: Snapshot) -> str:
 def summary(folder: RunFolder, last: Snapshot) -> None:
     """How a completed run went."""
     done = progress(steps(folder), since(store.events(folder)))
-    name = escape(folder.path.name)
-    what = f"{done.step} steps, {format_seconds(done.seconds)} of training" if last.steps else name
-    _out.print(f"[green]completed[/] {what}")
+    trained = f"{done.step} steps, {format_seconds(done.seconds)} of training"
+    line("[green]completed[/] ", trained if last.steps else folder.path.name)
     if done.first_loss is not None and done.last_loss is not None and done.tokens_per_second is not None:
-        _out.print(f"loss {done.first_loss:.4f} -> [bold]{done.last_loss:.4f}[/]")
-        _out.print(f"{format_count(done.tokens_per_second)} tokens/s, {_step_time(folder, done)}")
-    _out.print(f"run folder: {escape(str(folder.path))}")
-    _out.print("next, try:")
+        line(f"loss {done.first_loss:.4f} -> [bold]{done.last_loss:.4f}[/]")
+        plain(f"{format_count(done.tokens_per_second)} tokens/s, {_step_time(folder, done)}")
+    plain(f"run folder: {folder.path}")
+    plain("next, try:")
     next_commands(folder, ("status", "report", "logs --rank 0", "collect"))
 
 
 def ended_badly(folder: RunFolder, attempt: Attempt) -> EngineError:
     """Show the last words of the ranks of a run that failed; returns what is to be said of it then."""
     for text, style in failing.last_words(folder, attempt, diagnose(folder, attempt)):
-        _err.print(quoted(text), style=style)
+        _err.print(Text(printable(text), style))
     why = printable(attempt.reason) or "no reason given"
     return EngineError(f"{folder.path.name} {attempt.state.value}: {why}")
 

@@ -139,7 +139,8 @@ def results(
         typer.Option("--sort", metavar="COLUMN", help="Order by a swept key or a number, e.g. last_loss."),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write them as comma-separated values.")
+        Path | None,
+        typer.Option("--csv", metavar="FILE", dir_okay=False, help="Write them as comma-separated values."),
     ] = None,
     plot: Plot = None,
     over: Annotated[
@@ -166,7 +167,9 @@ def report(
     run: SeveralRuns,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="File to write [default: RUN.html]."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", dir_okay=False, help="File to write [default: RUN.html]."
+        ),
     ] = None,
     runs: Runs = None,
 ) -> None:
@@ -205,7 +208,9 @@ def collect(
     run: Run,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Archive to write [default: RUN.tar.gz]."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", dir_okay=False, help="Archive to write [default: RUN.tar.gz]."
+        ),
     ] = None,
     runs: Runs = None,
 ) -> None:

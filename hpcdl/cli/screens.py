@@ -6,8 +6,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from hpcdl.cli import failing, render, slowness
 from hpcdl.run_folder import RunFolder
 from hpcdl.units import format_count
@@ -16,7 +14,7 @@ from hpcdl.units import format_count
 def runs(rows: Sequence[dict[str, Any]], where: object) -> None:
     """All runs as a table."""
     if not rows:
-        render.line(f"no runs in {escape(str(where))} yet; start one with: hpcdl submit EXP.yaml")
+        render.plain(f"no runs in {where} yet; start one with: hpcdl submit EXP.yaml")
         return
     columns: dict[str, render.Side] = {
         "run": "left", "state": "left", "step": "right", "loss": "right", "job": "left", "site": "left",
@@ -47,38 +45,38 @@ def _steps(row: dict[str, Any]) -> str:
 
 def status(folder: RunFolder, record: dict[str, Any]) -> None:
     """One run, its attempts and its first failure."""
-    reason = f"  {render.quoted(record['reason'])}" if record["reason"] else ""
-    render.line(f"[bold]{record['run']}[/]  {render.state(record['state'])}{reason}")
+    reason = f"  {render.printable(record['reason'])}" if record["reason"] else ""
+    render.line(f"{render.name(folder)}  {render.state(record['state'])}", reason)
     what = record["decomposition"] or shlex.join(record["command"])
-    render.line(render.quoted(f"site {record['site']}, {what}, step {_steps(record)}"))
+    render.plain(render.printable(f"site {record['site']}, {what}, step {_steps(record)}"))
     if record["last_loss"] is not None:
         rate = format_count(record["tokens_per_second"])
-        render.line(f"loss {record['first_loss']:.4f} -> {record['last_loss']:.4f}, {rate} tokens/s")
+        render.plain(f"loss {record['first_loss']:.4f} -> {record['last_loss']:.4f}, {rate} tokens/s")
     if use := _use(record):
-        render.line(use)
+        render.plain(use)
     for text in slowness.lines(record["stragglers"]):
         render.plain(text, "yellow")
     if record["validation_loss"] is not None:
-        render.line(f"validation loss {record['validation_loss']:.4f}")
+        render.plain(f"validation loss {record['validation_loss']:.4f}")
     shapes = {attempt["decomposition"] for attempt in record["attempts"]}
     for attempt in record["attempts"]:
         code = "" if attempt["exit_code"] is None else f", exit code {attempt['exit_code']}"
         job = "no job" if attempt["job_id"] is None else f"job {render.quoted(attempt['job_id'])}"
         render.line(
-            f"attempt {attempt['number']}: {job}, {render.state(attempt['state'])}{code}"
-            f"{_shape(attempt) if len(shapes) > 1 else ''}{_waiting(attempt)}"
+            f"attempt {attempt['number']}: {job}, {render.state(attempt['state'])}",
+            f"{code}{_shape(attempt) if len(shapes) > 1 else ''}{_waiting(attempt)}",
         )
     if words := _chain(record):
-        render.line(render.quoted(words))
+        render.plain(render.printable(words))
     if record["first_failure"]:
         first = record["first_failure"]
-        device = f", device {render.quoted(first['device'])}" if first["device"] else ""
-        who = f"rank {first['rank']} on {render.quoted(first['host'])}{device}"
-        render.line(f"[red]first failure:[/] {who}: {render.quoted(first['reason'])}")
-        render.line(f"its log: {escape(first['log'])}")
+        device = f", device {first['device']}" if first["device"] else ""
+        who = f"rank {first['rank']} on {first['host']}{device}"
+        render.line("[red]first failure:[/] ", render.printable(f"{who}: {first['reason']}"))
+        render.plain(f"its log: {first['log']}")
     for text, style in failing.reasons(record):
         render.plain(render.printable(text), style)
-    render.line(f"run folder: {escape(str(folder.path))}")
+    render.plain(f"run folder: {folder.path}")
 
 
 def _chain(record: dict[str, Any]) -> str:
@@ -92,7 +90,7 @@ def _chain(record: dict[str, Any]) -> str:
 
 
 def _shape(attempt: dict[str, Any]) -> str:
-    return f", {escape(attempt['decomposition'])}"
+    return f", {attempt['decomposition']}"
 
 
 def _waiting(attempt: dict[str, Any]) -> str:

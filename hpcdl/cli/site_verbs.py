@@ -114,7 +114,10 @@ Examples:
 @site_app.command("init", epilog=_INIT_EXAMPLES)
 def site_init(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write [default: print it].")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", dir_okay=False, help="File to write [default: print it]."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     scheduler: Annotated[

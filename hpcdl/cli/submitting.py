@@ -205,7 +205,7 @@ def resume(again: Again, *, watch: Watch, json: bool) -> None:
     if not json:
         if new:
             render.plain(f"it goes on as {new.study.what}")
-        render.line(f"submitted [bold]{folder.path.name}[/] again as job {job_id}")
+        render.line(f"submitted {render.name(folder)}", f" again as job {job_id}")
     _stay([folder], watch, quiet=json)
     if json:
         render.print_json(_submitted(folder, job_id))

@@ -109,7 +109,7 @@ def _status(folder: RunFolder, newest: Attempt) -> dict[str, Any]:
                 }
                 for each in history
             ],
-            "chain": _chain(folder, len(history)),
+            "chain": _chain(folder, newest, len(history)),
             "first_loss": done.first_loss,
             "validation_loss": done.validation_loss,
             "tokens_per_second": done.tokens_per_second,
@@ -122,8 +122,8 @@ def _status(folder: RunFolder, newest: Attempt) -> dict[str, Any]:
     )
 
 
-def _chain(folder: RunFolder, count: int) -> dict[str, Any]:
-    found = outlook(folder)
+def _chain(folder: RunFolder, newest: Attempt, count: int) -> dict[str, Any]:
+    found = outlook(folder, newest)
     return {
         "goes_on": isinstance(found, GoOn),
         "reason": found.why,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from hpcdl.telemetry import Blamed, Heartbeat
+from hpcdl.telemetry import BEAT_S, Blamed, Heartbeat, beat_seconds
 
 USUAL_STEPS = 20
 AT_LEAST_S = 600.0
@@ -23,8 +23,6 @@ ROOMY = frozenset({"checkpoint"})
 BRISK = frozenset({"pre-flight"})
 """Phases before the first step that take seconds."""
 
-_OFTEN_S = 5.0  # between signs of life, if there is no reason for another pace
-_FILES_PER_SECOND = 100  # of all ranks together
 _SILENCE_S = 5.0  # at least; a busy host may keep a thread from writing for a while
 _NAMED = 8  # groups of ranks that a message names
 
@@ -56,13 +54,13 @@ def room(usual: float | None, phase: str, most: float, *, step_done: bool) -> fl
 
 
 def pace(usual: float | None, ranks: int) -> float:
-    """Seconds between two signs of life: a few, but all ranks together write no more than 100 a second.
+    """Seconds between two signs of life: a few, but more where there are very many ranks.
 
     Args:
         usual: how long a rank may stand still within a step.
         ranks: how many there are.
     """
-    return max(min(_OFTEN_S, (usual or _OFTEN_S * 4) / 4), ranks / _FILES_PER_SECOND)
+    return beat_seconds(ranks, min(BEAT_S, (usual or BEAT_S * 4) / 4))
 
 
 def silence(usual: float, interval: float) -> float:

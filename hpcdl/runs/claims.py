@@ -7,6 +7,7 @@ never given back: an attempt that came to nothing leaves its number unused.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from contextlib import suppress
@@ -74,8 +75,11 @@ def starts(folder: RunFolder) -> dict[int, str]:
 
 
 def age(folder: RunFolder, attempt: int) -> float:
-    """How long ago an attempt was claimed, in seconds, by the clock of the file system alone."""
+    """How long ago an attempt was claimed, in seconds of the file system's clock; infinite if it was not."""
     link = folder.claim(attempt)
     with suppress(OSError):  # somebody else's run: the time is then that of the newest claim
         os.utime(link.parent)
-    return link.parent.stat().st_mtime - link.lstat().st_mtime
+    try:
+        return link.parent.stat().st_mtime - link.lstat().st_mtime
+    except FileNotFoundError:
+        return math.inf

@@ -99,6 +99,7 @@ class Sighting:
     state: RunState
     words: str = ""
     exit_code: int | None = None
+    past: bool = False  # whether accounting alone still knows the job
 
 
 def attempts(events: Iterable[RunEvent]) -> list[Attempt]:
@@ -152,6 +153,7 @@ def _after(attempt: Attempt, event: RunEvent) -> Attempt:
             attempt,
             job_id=detail["job_id"],
             state=RunState.QUEUED,
+            reason="",
             submitted=event.time,
             after=tuple(detail.get("after", attempt.after)),
             ending=detail.get("ending", attempt.ending),
@@ -177,6 +179,8 @@ def _observed(attempt: Attempt, detail: dict[str, Any]) -> Attempt:
         state = RunState(word)
     except ValueError:
         state, reason = RunState.UNKNOWN, f"seen as {word!r}, which this version of hpcdl does not know"
+    if attempt.state.over and attempt.state is not RunState.LOST and not state.over:
+        return attempt  # that was asked before the end was seen, and noted after
     return replace(attempt, state=state, exit_code=detail.get("exit_code"), reason=reason)
 
 
@@ -221,8 +225,8 @@ def verdict(attempt: Attempt, sighting: Sighting | None, evidence: Evidence, now
         evidence: what lies in the folder, read *after* the scheduler was asked.
         now: Unix time.
     """
-    if sighting is not None and sighting.state is RunState.UNKNOWN and evidence.script_exit is not None:
-        sighting = None  # a scheduler that cannot tell does not outweigh the script's own record
+    if sighting is not None and _is_outweighed(sighting, attempt, evidence):
+        sighting = None
     if sighting is not None and not sighting.state.over:
         return replace(attempt, state=sighting.state, reason=sighting.words)
     if sighting is None and evidence.script_exit is None:
@@ -238,6 +242,12 @@ def verdict(attempt: Attempt, sighting: Sighting | None, evidence: Evidence, now
     else:
         reason = _reason(state, sighting, failure)
     return replace(attempt, state=state, exit_code=code, reason=reason)
+
+
+def _is_outweighed(sighting: Sighting, attempt: Attempt, evidence: Evidence) -> bool:
+    """Whether a scheduler cannot tell, and the script's own record or somebody's wish that it end does."""
+    told = evidence.script_exit is not None or (sighting.past and attempt.cancel_requested)
+    return told and sighting.state is RunState.UNKNOWN
 
 
 def former(attempt: Attempt, evidence: Evidence) -> Attempt:

@@ -11,7 +11,8 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -282,10 +283,8 @@ def note(folder: RunFolder, kind: str, attempt: int = 0, **detail: Any) -> None:
         UsageError: the run folder cannot be written.
     """
     path = _own_events(folder)
-    try:
+    with writing(path):
         append(path, RunEvent(kind, time.time(), attempt, detail))
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _own_events(folder: RunFolder) -> Path:
@@ -313,7 +312,18 @@ def write(path: Path, content: str) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    try:
+    with writing(path):
         write_whole(path, content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell in words why something of a run cannot be written.
+
+    Raises:
+        UsageError: the system refused.
+    """
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None

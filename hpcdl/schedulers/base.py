@@ -66,6 +66,7 @@ class Report:
     words: str = ""  # the scheduler's own state and reason
     exit_code: int | None = None
     signal: int | None = None
+    past: bool = False  # whether accounting alone still knows the job
 
 
 @dataclass(frozen=True)

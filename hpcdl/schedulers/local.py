@@ -64,10 +64,11 @@ done
 _CANCEL = (
     _FUNCTIONS
     + r"""
-if [ "${1#*@}" != "$host" ]; then echo "job $1 runs on ${1#*@}, and this is $host" >&2; exit 1; fi
+if [ "${1#*@}" != "$host" ]; then echo "job $1 runs on ${1#*@}, and this is $host" >&2; exit 75; fi
 if alive "$1"; then kill -s TERM -- "-${1%%-*}"; fi
 """
 )
+_IS_ELSEWHERE = 75  # its exit code then
 
 
 def directives(job: Job) -> list[Directive]:
@@ -118,8 +119,14 @@ def cancelled(result: Completed) -> None:
     """Check the answer; a job that is over is no error.
 
     Raises:
-        SchedulerError: the job belongs to another machine or another user.
+        NoAnswerError: the job belongs to another machine, which may be gone.
+        SchedulerError: it belongs to another user.
     """
+    if result.exit_code == _IS_ELSEWHERE:
+        raise NoAnswerError(
+            f"the job could not be cancelled from here: {result.words}",
+            "hpcdl cancel there ends it; if that host is gone, hpcdl resume now goes on without it",
+        )
     if result.exit_code:
         raise SchedulerError(f"the job could not be cancelled: {result.words}")
 

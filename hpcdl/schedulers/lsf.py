@@ -168,7 +168,9 @@ def whole(job_id: str) -> str:
 
 
 # The template sets the variable: LSB_JOBINDEX counts from 1.
-ELEMENTS: Elements | None = Elements("hpcdl_index", element, whole, '"${LSB_JOBID-}[${LSB_JOBINDEX-}]"')
+ELEMENTS: Elements | None = Elements(
+    "hpcdl_index", element, whole, '"${LSB_JOBID:+${LSB_JOBID}[${LSB_JOBINDEX}]}"'
+)
 
 
 def controller(_: str) -> str:

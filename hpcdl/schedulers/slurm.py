@@ -246,7 +246,10 @@ def whole(job_id: str) -> str:
 
 
 ELEMENTS: Elements | None = Elements(
-    "SLURM_ARRAY_TASK_ID", element, whole, '"${SLURM_ARRAY_JOB_ID-}_${SLURM_ARRAY_TASK_ID-}"'
+    "SLURM_ARRAY_TASK_ID",
+    element,
+    whole,
+    '"${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"',
 )
 
 

@@ -5,14 +5,14 @@ docs/design/017-exactly-one-submission.md gives the reasons.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from hpcdl.errors import ClaimedError, UsageError
 from hpcdl.run_folder import NOBODY, RunFolder
 from hpcdl.runs import claims
 from hpcdl.runs.claimant import claimant, this_process
 from hpcdl.runs.record import Attempt, RunState
+from hpcdl.runs.store import writing
 
 CLAIM_EXPIRES_S = 180.0
 """After this a claim of a process that cannot be seen from here counts as abandoned: what it does between
@@ -26,7 +26,7 @@ def take(folder: RunFolder, attempt: int) -> None:
         ClaimedError: somebody else has it.
         UsageError: the run folder cannot be written.
     """
-    with _writing(folder):
+    with writing(folder.path):
         mine = claims.claim(folder, attempt, this_process().mark)
     if not mine:
         raise ClaimedError(
@@ -35,17 +35,11 @@ def take(folder: RunFolder, attempt: int) -> None:
         )
 
 
-@contextmanager
-def _writing(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write {folder.path}: {error.strerror or error}") from None
-
-
 def who(folder: RunFolder, attempt: int) -> str:
     """Who claimed an attempt, and how long ago, in words."""
-    mark = claims.claims(folder).get(attempt, "")
+    mark = claims.claims(folder).get(attempt)
+    if mark is None:
+        return "nobody"
     return f"{claimant(mark) or mark}, {claims.age(folder, attempt):.0f} s ago"
 
 
@@ -69,6 +63,8 @@ def check_over(folder: RunFolder, attempt: Attempt) -> None:
     run = folder.path.name
     if attempt.state is RunState.COMPLETED:
         raise UsageError(f"{run} has completed all its steps, there is nothing to resume")
+    if attempt.state is RunState.UNKNOWN and attempt.cancel_requested:
+        return  # nobody here may ever learn of its end
     if attempt.state is not RunState.PREPARED and not attempt.state.over:
         raise UsageError(f"{run} is {attempt.state.value}; cancel it first, or wait for its end")
 
@@ -87,8 +83,8 @@ def next_attempt(folder: RunFolder, attempt: Attempt) -> int:
 
 
 _NEVER_RAN = (RunState.PREPARED, RunState.REFUSED)
-_OUT_OF_SIGHT = (RunState.LOST, RunState.CANCELLED)
-"""Ends that nobody may have seen: the job may wait in a queue that does not show it to everybody."""
+_OUT_OF_SIGHT = (RunState.LOST, RunState.CANCELLED, RunState.UNKNOWN)
+"""States in which nobody may see the job: it may wait in a queue that does not show it to everybody."""
 
 
 def _leave_behind(folder: RunFolder, attempt: Attempt) -> None:
@@ -106,7 +102,7 @@ def _leave_behind(folder: RunFolder, attempt: Attempt) -> None:
         )
     if not number or attempt.state not in _NEVER_RAN + _OUT_OF_SIGHT:
         return
-    with _writing(folder):
+    with writing(folder.path):
         given_up = claims.give_up(folder, number)
     if not given_up and attempt.state in _NEVER_RAN:
         raise ClaimedError(f"{run} has just started; see hpcdl status {run}")

@@ -19,6 +19,16 @@ def test_each_line_stands_above_who_asked_for_it(hpcdl, tiny):
     assert "perlmutter.yaml:" in lines[lines.index("#SBATCH --qos=debug") + 1]
 
 
+def test_a_line_is_shown_as_it_will_stand_in_the_script(hpcdl, tiny):
+    """``:x:`` was shown as a cross, ``[0:100:2]`` with a picture of 100, one backslash at the end as two."""
+    values = {"FOO": "a:x:b", "SEL": "d[0:100:2]", "END": "one\\"}
+    tiny.write_text(tiny.read_text() + f"environment: {json.dumps(values)}\n")
+    script = hpcdl("submit", tiny, *ASK, "--dry-run").out.splitlines()
+    exported = [line for line in script if any(f"export {name}=" in line for name in values)]
+    assert len(exported) == 3
+    assert set(exported) <= set(hpcdl("submit", tiny, *ASK, "--dry-run", "--explain").out.splitlines())
+
+
 def test_json_has_one_object_a_line(hpcdl, tiny):
     result = hpcdl("submit", tiny, *ASK, "--dry-run", "--explain", "--json")
     told = json.loads(result.out)

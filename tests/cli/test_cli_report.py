@@ -161,6 +161,19 @@ def test_a_report_of_a_run_without_a_step_says_so(hpcdl, tmp_path, tab):
 
 
 @needs_browser
+def test_a_report_of_a_program_of_ones_own_is_silent_about_steps(hpcdl, tmp_path, tab):
+    """It said ``steps 0`` and ``0 tokens in all``, and promised curves."""
+    text = "command: [python, train.py]\nresources: {gpus: 2, walltime: '00:05:00'}\n"
+    file = tmp_path / "report.html"
+    hpcdl("report", prepared(tmp_path, text=text).path, "--output", file)
+    tab.open(file)
+    assert tab.page.locator(".tile").count() == 1
+    assert "node-hours" in tab.page.locator(".tile").inner_text()
+    assert "No step" not in tab.page.locator("main").inner_text()
+    assert tab.said == []
+
+
+@needs_browser
 def test_several_runs_lie_over_each_other(hpcdl, tmp_path, tab):
     one, two, file = (
         chained(tmp_path),
@@ -218,6 +231,20 @@ def test_a_report_that_cannot_be_written_or_of_no_run_is_refused(hpcdl, tmp_path
     missing = hpcdl("report", "nothing", "--runs", tmp_path / "runs")
     assert missing.code == 2
     assert "nothing" in missing.err
+
+
+@pytest.mark.parametrize("verb", ["report", "collect"])
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_folder_is_no_file_to_write(hpcdl, tmp_path, monkeypatch, verb, place):
+    """For ``-o .`` a hidden file was left in the folder above, and ``-o /`` was an unexpected ValueError."""
+    run = chained(tmp_path)
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    before = set(tmp_path.iterdir())
+    refused = hpcdl(verb, run.path, "-o", place)
+    assert refused.code == 2
+    assert f"'{place}' is a directory" in refused.err
+    assert (set(tmp_path.iterdir()), list(here.iterdir())) == (before, [])
 
 
 def test_compare_shows_what_differs_and_marks_the_best(hpcdl, tmp_path):

@@ -189,6 +189,20 @@ def test_status_shows_the_newest_validation_loss(hpcdl, tiny, monkeypatch, tmp_p
     assert json.loads(hpcdl("status", "last", "--json").out)["validation_loss"] == 3.25
 
 
+def test_names_and_words_are_shown_letter_by_letter(hpcdl, tmp_path):
+    """A folder ``run [old]`` was shown as ``run``, ``::a:`` as a picture, a last backslash as two."""
+    (tmp_path / "a").mkdir()
+    run = prepared(tmp_path / "a")
+    lived(run, 1, 0, 5, "failed")
+    said = "fe80:1::a:b:1 said [red]no[/] at C:\\"
+    write_exit(run.rank_exit(1, 0), ExitRecord(0, "n[0]", BEGAN, 1, None, "OSError", said))
+    old = run.path.rename(tmp_path / "run [old]")
+    lines = hpcdl("status", old).out.splitlines()
+    assert lines[0].startswith("run [old]  failed")
+    assert f"first failure: rank 0 on n[0]: OSError: {said}" in lines
+    assert lines[-1] == f"run folder: {old}"
+
+
 def test_words_of_a_failed_program_move_no_cursor(hpcdl, tmp_path):
     """An exception whose words clear the screen, and have several lines, is still one line of a status."""
     run = prepared(tmp_path)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+import tty
 import unicodedata
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from runs.written import BEGAN, chained, lived, prepared, trained
 
 from hpcdl.cli import braille
 from hpcdl.cli.frames import Size, frame
-from hpcdl.cli.live import _watcher
+from hpcdl.cli.live import _wait_for_key, _watcher
 from hpcdl.runs import store
 from hpcdl.runs.record import Attempt, RunState
 from hpcdl.runs.reports.live import Watcher
@@ -257,6 +258,31 @@ def test_a_small_terminal_has_the_numbers_and_a_large_one_all(shown):
         assert words in small, words
     for words in ("4.9", "job | the script says", "rank 0 | a line of the log"):
         assert words in large, words
+
+
+@pytest.fixture
+def press(monkeypatch):
+    """Press keys on a terminal that is this process's standard input."""
+    own, other = pty.openpty()
+    tty.setcbreak(other)
+    with os.fdopen(own, "wb", buffering=0) as keyboard, os.fdopen(other) as screen:
+        monkeypatch.setattr(sys, "stdin", screen)
+        yield keyboard.write
+
+
+@pytest.mark.parametrize("keys", [b"q", b"Q", b"jjq", b"q\x1b[A"])
+def test_q_is_heard_among_other_keys(press, keys):
+    """One key was looked at, and a q that came right after it only when the next key was pressed."""
+    press(keys)
+    with pytest.raises(KeyboardInterrupt):
+        _wait_for_key(10.0)
+
+
+def test_other_keys_neither_end_nor_shorten_the_wait(press):
+    press(b"jk")
+    before = time.monotonic()
+    _wait_for_key(0.3)
+    assert time.monotonic() - before >= 0.3
 
 
 def test_a_braille_curve_has_its_highest_left_and_its_lowest_right():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from hpcdl.run_folder import NOBODY, RunFolder
 from hpcdl.runs import claims
 from hpcdl.runs.claimant import Claimant, claimant, this_process
+from hpcdl.workflow.claiming import who
 
 
 def test_a_process_reads_its_own_mark():
@@ -57,6 +59,13 @@ def test_a_claim_is_as_old_as_its_file_system_says_whatever_the_clock_here(tmp_p
     stat = folder.claim(1).lstat()
     os.utime(folder.claim(1), (stat.st_atime, stat.st_mtime - 500), follow_symlinks=False)
     assert 500 <= claims.age(folder, 1) < 560
+
+
+def test_what_nobody_claimed_is_nobodys_for_ever(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert (claims.age(folder, 1), who(folder, 1)) == (math.inf, "nobody")
+    claims.claim(folder, 1, "somebody")
+    assert (claims.age(folder, 2), who(folder, 2)) == (math.inf, "nobody")
 
 
 def test_only_one_of_a_job_and_nobody_has_an_attempt(tmp_path):

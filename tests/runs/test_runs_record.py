@@ -1,5 +1,6 @@
 """The state of a run is told by witnesses, and none of them is believed too easily."""
 
+from dataclasses import replace
 from signal import SIGTERM
 
 import pytest
@@ -94,6 +95,15 @@ def test_verdict_cancelled_by_the_user_is_not_a_failure():
     assert verdict(asked, None, Evidence(), LATER).state is RunState.CANCELLED
 
 
+@pytest.mark.parametrize(("past", "state"), [(True, RunState.CANCELLED), (False, RunState.UNKNOWN)])
+def test_verdict_of_a_job_that_runs_in_accounting_for_ever_is_ended_by_a_cancel(past, state):
+    """Cancelling it changed nothing, and resuming it asked for a cancel."""
+    asked = replace(SUBMITTED, cancel_requested=True)
+    runaway = Sighting(RunState.UNKNOWN, "RUNNING, by accounting alone", past=past)
+    assert verdict(asked, runaway, Evidence(), LATER).state is state
+    assert verdict(SUBMITTED, runaway, Evidence(), LATER).state is RunState.UNKNOWN
+
+
 @pytest.mark.parametrize("state", [RunState.TIMEOUT, RunState.NODE_FAILED, RunState.PREEMPTED])
 def test_verdict_keeps_the_schedulers_word_for_how_it_ended(state):
     """TIMEOUT may come with exit code 0: the state counts, then the code."""
@@ -133,6 +143,26 @@ def test_attempts_fold_events_in_order():
     first, second = attempts(events)
     assert (first.state, first.exit_code, first.job_id) == (RunState.FAILED, 1, "7")
     assert (second.state, second.job_id) == (RunState.QUEUED, "8")
+
+
+def observed(*states):
+    seen = [RunEvent("observed", 2.0 + n, 1, {"state": state}) for n, state in enumerate(states)]
+    (attempt,) = attempts([RunEvent("submitted", 1.0, 1, {"job_id": "7"}), *seen])
+    return attempt.state
+
+
+@pytest.mark.parametrize("late", ["queued", "running", "unknown", "a word of later"])
+def test_a_late_answer_takes_no_end_back(late):
+    """The job noted its end while who had asked Slurm just before it had yet to note that it ran.
+
+    The next attempt was newer by then, so nobody asked again, and this one ran for ever.
+    """
+    assert observed("running", "paused", late) is RunState.PAUSED
+    assert observed("running", "paused", late, "timeout") is RunState.TIMEOUT
+
+
+def test_a_run_that_was_lost_may_be_found():
+    assert observed("lost", "running") is RunState.RUNNING
 
 
 @pytest.mark.parametrize("state", JobState)

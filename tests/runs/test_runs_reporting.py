@@ -77,6 +77,18 @@ def test_an_attempt_never_ends_before_it_began(tmp_path):
     assert (span.began, span.ended) == (BEGAN, BEGAN)
 
 
+def test_an_attempt_ends_by_the_clock_by_which_it_began(tmp_path):
+    """Of four minutes on a node whose clock was five minutes behind nothing was left."""
+    run = prepared(tmp_path)
+    lived(run, 1, 0, -60, "completed")
+    run.start(1).parent.mkdir()
+    run.start(1).symlink_to("71")
+    os.utime(run.start(1), (BEGAN, BEGAN), follow_symlinks=False)
+    os.utime(run.job_exit(1), (BEGAN + 240, BEGAN + 240))
+    (span,) = spans(read(run))
+    assert (span.began, span.ended) == (BEGAN, BEGAN + 240)
+
+
 def test_a_run_is_shown_in_the_state_that_it_was_just_seen_in(tmp_path):
     """Its folder still says running where the scheduler cannot be asked, or nothing may be written."""
     run = prepared(tmp_path)
@@ -135,6 +147,15 @@ def test_numbers_are_those_of_the_records(tmp_path):
     assert shown["curves"]["loss"]["step"] == list(range(1, 41))
     assert [each["seconds"]["idle"] for each in shown["accounts"]] == [0.0, pytest.approx(0.1)]
     assert [each["host"] for each in shown["accounts"]] == ["n0", "n1"]
+
+
+def test_of_a_program_of_ones_own_no_step_is_known(tmp_path):
+    """It was said to have made 0 steps, which took 0 µs."""
+    run = prepared(tmp_path, text="command: [python, train.py]\nresources: {gpus: 2, walltime: '00:05:00'}\n")
+    lived(run, 1, 0, 30, "completed")
+    shown = view(read(run), NOW)["numbers"]
+    assert {key for key, value in shown.items() if value is not None} == {"node_hours", "attempts"}
+    assert [each.key for each in figures([read(run), read(run)])] == ["state", "node_hours", "attempts"]
 
 
 def test_terms_of_the_plan_and_of_the_measurement_each_add_up(tmp_path):

@@ -91,6 +91,15 @@ def test_ranks_without_heartbeats_are_judged_by_their_records(tmp_path):
     assert trouble.startswith("rank 1: silent for")
 
 
+def test_of_very_many_ranks_none_is_silent_between_two_heartbeats():
+    """Of 6,000 ranks each beats once a minute: half of them were silent at any time."""
+    beating = [Sign(rank, "n", 50, silent=60.0 * rank / 6000) for rank in range(6000)]
+    assert troubles(beating, None) == []
+    assert troubles([*beating, Sign(6000, "n", 50, silent=241.0)], None) == [
+        "rank 6000: silent for 4 min 01 s"
+    ]
+
+
 def test_troubles_are_told_of_many_ranks_in_few_words():
     good = [Sign(rank, "n", 50) for rank in range(60)]
     assert troubles(good, 1.0) == []

@@ -204,6 +204,21 @@ def test_an_element_knows_the_id_under_which_it_is_asked_about(kind):
     assert word(elements.own_job, environment) == elements.job_id(array, 2)
 
 
+BY_HAND = {
+    "slurm": {"SLURM_JOB_ID": "18", "SLURM_ARRAY_TASK_ID": "2"},
+    "pbs": {"PBS_ARRAY_INDEX": "2"},
+    "lsf": {"LSB_JOBINDEX": "3"},
+}
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_an_element_that_is_started_by_hand_has_no_id(kind):
+    """In one's own allocation, with the index alone, it called itself ``_2``, and no run beside it was listed."""
+    elements = SCHEDULERS[kind].ELEMENTS
+    assert elements
+    assert word(elements.own_job, BY_HAND[kind]) == ""
+
+
 def test_flux_is_asked_for_the_id_which_it_may_spell_with_its_own_letter(tmp_path):
     (tmp_path / "flux").write_text('#!/bin/sh\n[ "$*" = "getattr jobid" ] && echo ƒ2oPz\n')
     (tmp_path / "flux").chmod(0o755)

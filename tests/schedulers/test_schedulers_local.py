@@ -14,7 +14,7 @@ import pytest
 from schedulers.sample import interpreter, job, prepared, site
 
 from hpcdl import shell
-from hpcdl.errors import SchedulerError, SiteError
+from hpcdl.errors import NoAnswerError, SchedulerError, SiteError
 from hpcdl.run_folder import RunFolder
 from hpcdl.schedulers import local
 from hpcdl.schedulers.base import JobState, Report, Scheduler
@@ -168,7 +168,7 @@ def test_job_of_another_machine_is_not_called_gone():
     seen = ask(job_id)[job_id]
     assert seen.state is JobState.UNKNOWN
     assert "elsewhere" in seen.words
-    with pytest.raises(SchedulerError, match="runs on elsewhere"):
+    with pytest.raises(NoAnswerError, match="runs on elsewhere"):
         local.cancelled(shell.run(local.cancel(job_id)))
 
 

@@ -99,7 +99,7 @@ def test_a_job_that_runs_in_accounting_alone_may_long_be_over():
     programs = Programs(squeue=OPEN, sacct=Completed(0, "2|east|RUNNING|0:0\n3|east|TIMEOUT|0:0\n", ""))
     found = ask(site(), ["1", "2", "3"], programs.outside())
     assert found["1"] == RUNNING
-    assert found["2"] == Report(JobState.UNKNOWN, "RUNNING, by accounting alone")
+    assert found["2"] == Report(JobState.UNKNOWN, "RUNNING, by accounting alone", past=True)
     assert found["3"].state is JobState.TIMEOUT
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from workflow.sweeps import sent, small_site
 
-from hpcdl.errors import SchedulerError
-from hpcdl.runs import store
+from hpcdl.errors import SchedulerError, UsageError
+from hpcdl.runs import claims, store
 from hpcdl.runs.chains.deciding import Stop
 from hpcdl.workflow.jobs import going_on
+from hpcdl.workflow.jobs.ending import end
 from hpcdl.workflow.sweeps import calling_off
 
 
@@ -44,6 +45,21 @@ def test_one_array_that_cannot_be_cancelled_leaves_no_other_running(terminal):
     refused = [folder for folder in group.folders if "cancel refused" in kinds(folder)]
     assert refused == group.folders[2:4]
     assert all(kinds(folder)[0] == "cancel requested" for folder in group.folders)
+
+
+def test_a_point_whose_job_has_just_submitted_the_next_is_told(terminal, monkeypatch):
+    """The end of its old job was asked for, and the new one ran."""
+    group, _ = sent(terminal, "{grid: {training.seed: [1, 2]}}")
+    terminal.answer("squeue", "printf '70_%d|RUNNING|0|None\\n' 0 1")
+    terminal.answer("scancel", "true")
+
+    def claimed_meanwhile(*args):
+        assert claims.claim(group.folders[1], 2, "process 47-1@login9 00000000")
+        end(*args)
+
+    monkeypatch.setattr(calling_off, "end", claimed_meanwhile)
+    with pytest.raises(UsageError, match="attempt 2 is being submitted by process 47 on login9"):
+        calling_off.cancel(group)
 
 
 def test_a_point_between_two_jobs_does_not_go_on(terminal):

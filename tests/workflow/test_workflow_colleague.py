@@ -2,13 +2,15 @@
 
 import json
 import os
+import time
 
 import powerless
 import pytest
 from runs.written import lived, prepared, trained
 from workflow.crowd import Slurm, runs
 
-from hpcdl.runs import store
+from hpcdl.runs import claims, store
+from hpcdl.telemetry import RunEvent, append
 from hpcdl.workflow.states import following
 
 
@@ -55,6 +57,14 @@ def test_whoever_may_only_read_is_told_of_another_life_of_a_job(ended):
     assert attempts[0]["state"] == "requeued"
 
 
+def test_whoever_may_only_read_follows_a_run_to_its_end(ended):
+    """The end of somebody else's run that failed was an error: its events could not be written."""
+    ended.job_exit(1).write_text('{"exit_code": 1}\n')
+    powerless.read_only(ended.path.parent)
+    followed = powerless.hpcdl("logs", "--follow", ended.path)
+    assert (followed.returncode, followed.stderr) == (0, "")
+
+
 def test_whoever_may_only_read_cannot_submit(ended):
     ended.job_exit(1).write_text('{"exit_code": 1}\n')
     powerless.read_only(ended.path.parent)
@@ -62,6 +72,30 @@ def test_whoever_may_only_read_cannot_submit(ended):
     assert refused.returncode == 2
     assert "Permission denied" in refused.stderr
     assert len(store.history(ended)) == 1
+
+
+@pytest.mark.parametrize(("knows", "state"), [(False, "prepared"), (True, "running")])
+def test_whoever_may_only_read_is_told_of_a_submission_that_was_broken_off(
+    tmp_path, monkeypatch, knows, state
+):
+    """One such run made list and status fail for everybody who could not note what the scheduler said of it."""
+    slurm = Slurm(tmp_path)
+    monkeypatch.setenv("PATH", f"{slurm.bin}:{os.environ['PATH']}")
+    (run,) = runs(tmp_path, 1)
+    assert claims.claim(run, 2, f"process 4194304-1@{os.uname().nodename} 00000000")
+    long_ago = time.time() - 3600
+    append(run.launcher_events, RunEvent("submitting", long_ago, 2, {"job_name": f"{run.path.name}.2"}))
+    if knows:
+        run.start(2).parent.mkdir()
+        run.start(2).symlink_to("2")
+        slurm.say("2", "RUNNING")
+    powerless.read_only(run.path.parent)
+    listed = powerless.hpcdl("list", "--json", "--runs", run.path.parent)
+    shown = powerless.hpcdl("status", run.path, "--json")
+    _writable(tmp_path)
+    assert [(each.returncode, each.stderr) for each in (listed, shown)] == [(0, "")] * 2
+    assert [row["state"] for row in json.loads(listed.stdout)] == [state]
+    assert json.loads(shown.stdout)["state"] == state
 
 
 def test_whoever_may_only_read_asks_the_scheduler_alone(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -290,6 +291,28 @@ def test_who_watches_takes_up_a_submission_that_was_broken_off(terminal, run):
     assert len(terminal.submitted()) == 2
 
 
+def test_who_watches_follows_a_job_that_comes_in_although_its_submission_was_broken_off(
+    terminal, run, monkeypatch
+):
+    """It waited three minutes for the attempt after that, and died of it while the run was well."""
+    monkeypatch.setattr(recognising, "SUBMISSION_GRACE_S", 0.0)
+    pause(run, 1)
+    over(terminal, 70)
+    submitting.refresh([run])
+    dead(run, 2)
+    store.note(run, "submitting", 2, job_name=f"{run.path.name}.2")
+    terminal.answer("squeue", "true")
+    pauses = []
+    watched = going_on.attempts_of(run, 0.5, Outside(sleep=pauses.append))
+    assert next(watched).reason == recognising.NOT_KNOWN
+    run.start(2).parent.mkdir()
+    run.start(2).symlink_to("71")
+    over(terminal, 71, "RUNNING")
+    pauses.clear()
+    attempt = next(watched)
+    assert (attempt.number, attempt.job_id, attempt.reason, pauses) == (2, "71", "", [0.5])
+
+
 def test_who_watches_a_first_attempt_whose_submission_was_broken_off_is_told(terminal):
     (run,) = preparing.prepare(terminal.study(), terminal.runs)
     dead(run, 1)
@@ -350,9 +373,9 @@ def test_a_claim_of_which_nothing_came_ends_no_chain(terminal, run):
     run.job_exit(1).write_text('{"exit_code": 143}')
     over(terminal, 70, "FAILED")
     submitting.refresh([run])
-    before = going_on.outlook(run)
+    before = going_on.outlook(run, store.current(run))
     dead(run, 2)
-    assert going_on.outlook(run) == before == GoOn("a rank made no progress any more")
+    assert going_on.outlook(run, store.current(run)) == before == GoOn("a rank made no progress any more")
     assert going_on.advance(run).attempt == 3
 
 
@@ -370,7 +393,7 @@ def test_an_attempt_that_a_job_withheld_by_being_run_again_is_none_without_progr
     if not newest.state.over:  # the answer is older than its life
         (newest,) = submitting.refresh([run], fresh=True)
     assert (newest.number, newest.state) == (3, RunState.PREEMPTED)
-    assert going_on.outlook(run) == GoOn("a job of higher priority took its nodes")
+    assert going_on.outlook(run, newest) == GoOn("a job of higher priority took its nodes")
     withheld = store.history(run)[1]
     assert (withheld.state, withheld.given_up) == (RunState.CANCELLED, True)
     assert withheld.reason.startswith("job 70 was run again before")
@@ -499,6 +522,52 @@ def test_who_waits_for_somebody_elses_submission_is_heard(terminal, run):
         list(going_on.attempts_of(run, 0.5, Outside(sleep=sleep)))
 
 
+# --- where the run folder cannot be written
+
+
+@pytest.fixture
+def read_only(run, monkeypatch):
+    """That run, seen by somebody who cannot write its folder, or by its owner on a full disk."""
+
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def close():
+        monkeypatch.setattr(store, "append", refused)
+        monkeypatch.setattr(claims, "_made", refused)
+
+    return close
+
+
+def test_who_cannot_note_the_end_of_a_run_is_told_of_it(terminal, run, read_only):
+    """It was told ``cannot write …/events.launcher.jsonl`` in place of how the run ended."""
+    over(terminal, 70, "FAILED")
+    run.job_exit(1).parent.mkdir(parents=True, exist_ok=True)
+    run.job_exit(1).write_text('{"exit_code": 1}')
+    read_only()
+    assert [each.state for each in going_on.attempts_of(run)] == [RunState.FAILED]
+    assert going_on.advance(run).decision == Stop("what ended it would end another attempt too")
+
+
+def test_who_cannot_submit_the_next_attempt_is_told_why(terminal, run, read_only):
+    """That was told as if somebody else were at it, and who stayed with a sweep was told nothing, for ever."""
+    over(terminal, 70, "TIMEOUT")
+    read_only()
+    with pytest.raises(UsageError, match=r"cannot write .*: Permission denied"):
+        going_on.advance(run)
+
+
+def test_who_cannot_submit_the_next_attempt_does_not_wait_for_it(terminal, run, read_only):
+    """It waited three minutes for a claim that nobody had made, and then looked in vain how old that was."""
+    over(terminal, 70, "TIMEOUT")
+    read_only()
+    pauses = []
+    *_, last = going_on.attempts_of(run, 0.5, Outside(sleep=pauses.append))
+    assert last.state is RunState.TIMEOUT
+    assert last.reason.endswith(f"it goes on, but not from here: cannot write {run.path}: Permission denied")
+    assert pauses == []
+
+
 # --- cancelled
 
 
@@ -542,6 +611,52 @@ def test_a_cancel_that_comes_while_the_next_attempt_is_claimed_keeps_it_from_the
     assert len(terminal.submitted()) == 1
 
 
+def test_a_cancel_that_comes_while_the_next_attempt_is_submitted_withdraws_its_job(
+    terminal, run, monkeypatch
+):
+    """Between the look for a cancel and sbatch's answer lie minutes: the run was told to end, and went on."""
+    over(terminal, 70, "PREEMPTED")
+    terminal.answer("scancel", f'echo "$*" >>"{terminal.folder}/cancelled"')
+
+    def cancelled_meanwhile(folders, attempt):
+        store.note(folders[0], "cancel requested", 1)
+        return hand_over(folders, attempt)
+
+    hand_over = going_on.hand_over
+    monkeypatch.setattr(going_on, "hand_over", cancelled_meanwhile)
+    assert going_on.advance(run).decision == Stop("somebody wanted it to stop")
+    assert (terminal.folder / "cancelled").read_text() == "71\n"
+    assert store.current(run).cancel_requested
+
+
+def test_a_cancel_of_a_job_that_has_just_submitted_the_next_says_so(terminal, run, monkeypatch):
+    """It said that it had asked for the end of the first, and the second ran."""
+    over(terminal, 70, "RUNNING")
+    terminal.answer("scancel", "true")
+
+    def submitted_meanwhile(folders, **asked):
+        seen = refresh(folders, **asked)
+        pause(run, 1)
+        assert going_on.advance_from_job(run, 1, "well").job_id == "71"
+        return seen
+
+    refresh = submitting.refresh
+    monkeypatch.setattr(submitting, "refresh", submitted_meanwhile)
+    with pytest.raises(UsageError, match="attempt 2 is being submitted by process") as caught:
+        submitting.cancel(run)
+    assert "once more" in caught.value.hint
+
+
+def test_a_script_that_was_started_by_hand_is_not_said_to_be_cancelled(terminal):
+    """The scheduler was said to have been asked to cancel job None."""
+    (folder,) = preparing.prepare(terminal.study(), terminal.runs)
+    folder.start(1).parent.mkdir()
+    folder.start(1).symlink_to("process 12 of n4")
+    with pytest.raises(UsageError, match=r"no job to cancel: .* started by hand: process 12 of n4"):
+        submitting.cancel(folder)
+    assert not store.current(folder).cancel_requested
+
+
 def test_a_cancel_that_comes_too_late_for_the_next_attempt_says_so(terminal, run):
     over(terminal, 70, "PREEMPTED")
     submitting.refresh([run])
@@ -575,3 +690,35 @@ def test_a_cancel_that_was_refused_makes_no_later_failure_a_cancellation(termina
     run.job_exit(1).write_text('{"exit_code": 7}')
     terminal.answer("squeue", "true")
     assert submitting.refresh([run], fresh=True)[0].state is state
+
+
+def test_a_job_that_accounting_alone_calls_running_can_be_cancelled_and_resumed(terminal):
+    """Of a runaway job it does so for ever: the run was unknown whatever one did."""
+    run = submitted(terminal, more=", accounting: true")
+    append(run.launcher_events, RunEvent("submitted", time.time() - 60, 1, {"job_id": "70"}))
+    terminal.answer("squeue", "true")
+    terminal.answer("sacct", "echo '70|c|RUNNING|0:0'")
+    terminal.answer(
+        "scancel",
+        "echo 'scancel: error: Kill job error on job id 70: Invalid job id specified' >&2; exit 1",
+    )
+    with pytest.raises(UsageError, match="is unknown; cancel it first"):
+        submitting.resume(run)
+    submitting.cancel(run)
+    assert submitting.refresh([run], fresh=True)[0].state is RunState.CANCELLED
+    assert submitting.resume(run) == "71"
+
+
+def test_a_local_job_whose_host_is_gone_can_be_cancelled_and_resumed(terminal, monkeypatch):
+    """A container has another host name each time: its runs were unknown for ever."""
+    (run,) = preparing.prepare(terminal.study("local"), terminal.runs)
+    store.note(run, "submitted", 1, job_id="10-20@gone", scheduler="local")
+    assert going_on.outlook(run, store.current(run)) == GoOn("it is not over")
+    with pytest.raises(NoAnswerError, match="job 10-20@gone runs on gone, and this is") as caught:
+        submitting.cancel(run)
+    assert "if that host is gone, hpcdl resume now goes on" in caught.value.hint
+    assert submitting.refresh([run], fresh=True)[0].state is RunState.UNKNOWN
+    assert going_on.outlook(run, store.current(run)) == Stop("somebody wanted it to stop")
+    monkeypatch.setattr(submitting, "hand_over", lambda _, number: [f"job of attempt {number}"])
+    assert submitting.resume(run) == "job of attempt 2"
+    assert claims.starts(run) == {1: "nobody"}

@@ -211,6 +211,15 @@ def test_a_job_that_is_not_visible_at_once_is_waited_for(slurm, run):
     assert (told.job_id, told.state) == ("70", RunState.RUNNING)
 
 
+def test_a_job_that_is_noted_while_it_is_looked_for_is_known(slurm, run):
+    """Who looked called its submission broken off, and submitted the run again."""
+    gone(run)
+    store.note(run, "submitting", 1, job_name=run.path.name)
+    outside = Outside(sleep=lambda _: store.note(run, "submitted", 1, job_id="71", scheduler="slurm"))
+    site = following.site_of(run)
+    assert recognising.recognised(run, store.current(run), site, outside, fresh=True).job_id == "71"
+
+
 def test_nothing_is_submitted_while_the_scheduler_cannot_say_whether_it_has_the_run(slurm, run):
     gone(run)
     store.note(run, "submitting", 1, job_name=run.path.name)

@@ -1,11 +1,14 @@
 """A submission is told as it was: refused, or not answered, which is something else."""
 
+import errno
+import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from hpcdl import shell
-from hpcdl.errors import NoAnswerError, SchedulerError
+from hpcdl.errors import NoAnswerError, SchedulerError, UsageError
 from hpcdl.runs import store
 from hpcdl.runs.record import RunState
 from hpcdl.workflow.jobs import submitting
@@ -33,3 +36,32 @@ def test_refused_submission_keeps_the_schedulers_words(terminal):
         submitting.submit([folder])
     assert store.current(folder).state is RunState.REFUSED
     assert "no such account" in store.current(folder).reason
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that takes no more folders of logs."""
+    real = Path.mkdir
+
+    def mkdir(path, *args, **kwargs):
+        if path.parent.name == "logs":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, *args, **kwargs)
+
+    return lambda: monkeypatch.setattr(Path, "mkdir", mkdir)
+
+
+def test_a_disk_that_is_full_when_a_run_is_resumed_is_told_in_words(terminal, full):
+    """It was a crash report, when the attempt was claimed already."""
+    (folder,) = preparing.prepare(terminal.study(), terminal.runs)
+    store.note(folder, "refused", 1, reason="no such account")
+    full()
+    with pytest.raises(UsageError, match=r"cannot write .*/logs/attempt-2: No space left on device"):
+        submitting.resume(folder)
+
+
+def test_a_disk_that_is_full_when_a_run_is_prepared_keeps_no_half_of_it(terminal, full):
+    full()
+    with pytest.raises(UsageError, match=r"cannot write .*/logs/attempt-1: No space left on device"):
+        preparing.prepare(terminal.study(), terminal.runs)
+    assert list(terminal.runs.iterdir()) == []

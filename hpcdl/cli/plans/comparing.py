@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from hpcdl.cli import render
 from hpcdl.cli.plans import asking, tables
 from hpcdl.cli.plans.asking import Ask, View
@@ -83,7 +81,7 @@ def side_by_side(found: Comparison) -> None:
     memory = _differing(found.gib, lambda gib: format_bytes(gib * GIB))
     render.table(_sides(found, "memory of a rank", "difference"), memory)
     colour = "green" if found.speedup >= 1 else "red"
-    render.line(f"[{colour}]{escape(found.names[1])}: {found.speedup:.3g} times the tokens a second[/]")
+    render.plain(f"{found.names[1]}: {found.speedup:.3g} times the tokens a second", colour)
 
 
 def _side(name: str, outcome: Outcome) -> None:

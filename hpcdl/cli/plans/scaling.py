@@ -87,7 +87,7 @@ def table(found: Scaling) -> None:
     if found.points[-1].interrupted:
         render.plain("stopped: the last row is the best so far, larger numbers were not looked at", "yellow")
     if len(found.running) > 1:
-        render.line("[dim]● no other count is both faster and cheaper in node-hours[/]")
+        render.plain("● no other count is both faster and cheaper in node-hours", "dim")
 
 
 def _heading(found: Scaling) -> str:
@@ -97,7 +97,7 @@ def _heading(found: Scaling) -> str:
     parameters, device = format_count(first.case.model.parameters), first.case.node.device.model
     return (
         f"[bold]{escape(first.experiment)}[/]: {parameters} parameters on {escape(device)} of "
-        f"[bold]{first.site}[/], {' to '.join(batches)} x {first.case.model.sequence} tokens a step "
+        f"[bold]{escape(first.site)}[/], {' to '.join(batches)} x {first.case.model.sequence} tokens a step "
         f"({'weak' if found.weak else 'strong'} scaling){tables.engine(first)}"
     )
 

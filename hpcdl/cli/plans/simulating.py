@@ -102,7 +102,7 @@ def table(candidate: Candidate, times: StepTimes) -> None:
     tail = times.quantile(0.95) / times.quantile(0.5) - 1
     render.plain(
         f"one step in twenty takes {tail:.1%} longer than the median, or more",
-        "yellow" if tail > 0.1 else None,
+        "yellow" if tail > 0.1 else "",
     )
     static = float(times.in_order.mean())
     render.plain(

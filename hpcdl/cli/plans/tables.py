@@ -53,7 +53,7 @@ def explanation(found: Plan, lines: Sequence[str]) -> None:
     """One candidate taken apart."""
     render.line(heading(found))
     for words in lines:
-        render.plain(words, "bold" if words.startswith("rank ") else None)
+        render.plain(words, "bold" if words.startswith("rank ") else "")
 
 
 def assumptions(found: Sequence[Assumption], missing: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ def heading(found: Plan) -> str:
     place, device = found.layout, found.case.node.device.model
     return (
         f"[bold]{escape(found.experiment)}[/]: {format_count(found.case.model.parameters)} parameters on "
-        f"{place.ranks} x {escape(device)} of [bold]{found.site}[/] "
+        f"{place.ranks} x {escape(device)} of [bold]{escape(found.site)}[/] "
         f"({place.nodes} node{'s' * (place.nodes > 1)} x {place.ranks_per_node}){engine(found)}"
     )
 
@@ -108,11 +108,11 @@ def _footer(found: Plan, top: int) -> None:
     more = f", {hidden} slower ones not shown" if hidden else ""
     candidates = "1 candidate" if found.evaluated == 1 else f"{found.evaluated} candidates"
     searched = f"{candidates} in {format_seconds(found.search_seconds)}"
-    render.line(f"[dim]{searched}: {found.feasible} feasible{more}[/]")
+    render.plain(f"{searched}: {found.feasible} feasible{more}", "dim")
     if found.slower:
-        render.line(f"[dim]  {found.slower} left out: whether they fit or not, they are slower[/]")
+        render.plain(f"  {found.slower} left out: whether they fit or not, they are slower", "dim")
     for reason, count in found.refused.items():
-        render.line(f"[dim]  {count} refused: {escape(reason)}[/]")
+        render.plain(f"  {count} refused: {reason}", "dim")
     if found.candidates and not found.infeasible:
         render.line(f"would run [bold]{found.best.decomposition}[/]; why: hpcdl plan ... --explain 1")
 

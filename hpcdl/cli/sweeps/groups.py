@@ -120,7 +120,7 @@ def status(group: Group, attempts: Sequence[Attempt], *, json: bool) -> None:
         kept = {"group": group.name, "state": told["state"], "states": told["states"], "site": group.site}
         render.print_json(kept | {"at_once": group.at_once, "points": points})
         return
-    render.line(f"[bold]{group.name}[/]  {escape(screens.words(told['states']))}, site {group.site}")
+    render.line(f"[bold]{escape(group.name)}[/]", f"  {screens.words(told['states'])}, site {group.site}")
     _table(group, points)
     for reason, numbers in _reasons(points).items():
         which = f"{'points' if len(numbers) > 1 else 'point'} {ranges(numbers)}"

@@ -122,16 +122,16 @@ def _submitted(group: Group, sent: Sent) -> None:
     named = [f"{job} ({count})" if count > 1 else job for job, count in sent.jobs.items()]
     jobs = ", ".join(named[:_NAMED]) + (f" and {len(named) - _NAMED} more" if len(named) > _NAMED else "")
     points = "1 point" if sent.points == 1 else f"{sent.points} points"
-    word = "job" if len(sent.jobs) == 1 else "jobs"
+    name, word = f"[bold]{escape(group.name)}[/]", "job" if len(sent.jobs) == 1 else "jobs"
     if sent.jobs:
-        render.line(f"submitted [bold]{group.name}[/] on {group.site}: {points} as {word} {escape(jobs)}")
+        render.line(f"submitted {name}", f" on {group.site}: {points} as {word} {jobs}")
     else:
-        render.line(f"[yellow]nothing was submitted[/] of [bold]{group.name}[/]")
+        render.line(f"[yellow]nothing was submitted[/] of {name}")
     if sent.taken:
         render.line(f"[yellow]{sent.taken} points are being submitted by somebody else[/]")
     if sent.left:
         later = dispatching.again(group, {member.before.state for member in sent.left})
-        render.line(f"[yellow]{len(sent.left)} points wait for room[/], until {later}")
+        render.line(f"[yellow]{len(sent.left)} points wait for room[/]", f", until {later}")
 
 
 def _record(group: Group, folder: RunFolder) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def _stay(stay: Stay, *, quiet: bool) -> None:
         with render.progress_of("points over") as told:
             _wait(stay, told)
     except KeyboardInterrupt:
-        render.line(f"\ndetached: what is in the queue goes on; hpcdl status {group.name}")
+        render.plain(f"\ndetached: what is in the queue goes on; hpcdl status {group.name}")
         return
     found = counted(group)
     if set(found) != {RunState.COMPLETED.value}:
@@ -231,7 +231,7 @@ def _stay(stay: Stay, *, quiet: bool) -> None:
         hint = "; ".join(filter(None, (f"hpcdl status {group.name}", again)))
         raise EngineError(f"{group.name}: {words(found)}", hint)
     if not quiet:
-        render.line(f"[green]{words(found)}[/]; hpcdl results {group.name}")
+        render.line(f"[green]{words(found)}[/]", f"; hpcdl results {group.name}")
 
 
 def _wait(stay: Stay, told: sweeping.Progress) -> None:

@@ -97,12 +97,12 @@ def decide(links: Sequence[Link], chain: Chain) -> GoOn | Stop:
 
 def _after(newest: Link) -> GoOn | Stop:
     state = newest.state
-    if not state.over:
-        return GoOn("it is not over")
     if state in _STOPS:
         return Stop(_STOPS[state])
     if newest.stopped:
         return Stop("somebody wanted it to stop")
+    if not state.over:
+        return GoOn("it is not over")
     why = AFTER_STATES.get(state) or (state is RunState.FAILED and AFTER_CAUSES.get(newest.cause))
     return GoOn(why) if why else Stop("what ended it would end another attempt too")
 

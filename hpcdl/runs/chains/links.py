@@ -6,28 +6,28 @@ from hpcdl.run_folder import NEARLY_OVER, RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.chains.deciding import GoOn, Link, Stop, decide
 from hpcdl.runs.failures.diagnosis import diagnose
-from hpcdl.runs.record import Attempt, RunState
+from hpcdl.runs.record import Attempt, RunState, up_to
 from hpcdl.telemetry import RunEvent, read
 
 
-def outlook(folder: RunFolder) -> GoOn | Stop:
-    """Whether the run, as last seen, goes on by itself after its newest attempt."""
-    return decide(links(folder), store.resolved(folder).experiment.chain)
+def outlook(folder: RunFolder, newest: Attempt) -> GoOn | Stop:
+    """Whether a run goes on by itself after its newest attempt, as that was just seen."""
+    return decide(links(folder, newest), store.resolved(folder).experiment.chain)
 
 
-def links(folder: RunFolder) -> list[Link]:
-    """The attempts of a run, oldest first, as last seen; less those whose turn never comes."""
-    history = [attempt for attempt in store.history(folder) if not attempt.given_up]
+def links(folder: RunFolder, newest: Attempt) -> list[Link]:
+    """The attempts of a run up to its newest, oldest first; less those whose turn never comes."""
+    history = [attempt for attempt in up_to(newest, store.history(folder)) if not attempt.given_up]
     counted = store.resolved(folder).experiment.steps is not None
     saved = _progressed(folder)
     # A claim of which nothing came tells nothing of why the run stands.
     known = [attempt.number for attempt in history if attempt.state is not RunState.PREPARED]
-    newest = max(known, default=0)
+    last = max(known, default=0)
     return [
         Link(
             attempt.state,
             saved=attempt.number in saved if counted else None,
-            cause=_cause(folder, attempt) if attempt.number == newest else "",
+            cause=_cause(folder, attempt) if attempt.number == last else "",
             stopped=_was_stopped(folder, attempt),
         )
         for attempt in history

@@ -100,8 +100,8 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def figures(runs: Sequence[Recorded]) -> list[Figure]:
     """What came of the runs."""
     found = [numbers(each) for each in runs]
-    steps = min(each["step"] for each in found)
-    tokens = min(each["tokens"] for each in found)
+    steps = min(each["step"] or 0 for each in found)
+    tokens = min(each["tokens"] or 0 for each in found)
 
     def told(key: str) -> tuple[Value, ...]:
         return tuple(each[key] for each in found)

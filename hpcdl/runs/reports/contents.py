@@ -90,19 +90,23 @@ def what(found: Recorded) -> str:
 def numbers(found: Recorded) -> dict[str, Any]:
     """The figures of a run, by name; None where nothing is known, words for what is not finite.
 
-    What a step usually takes is that of the shape which the run has now, as the plan is.
+    What a step usually takes is that of the shape which the run has now, as the plan is. Of a program of the
+    user's own no step is known.
     """
-    columns = found.columns
+    columns, steps = found.columns, found.run.experiment.steps
     planned = found.planned or {}
     begin = bisect_left(columns.attempt, found.since)
 
     def usual(name: str) -> float | None:
         return _warm(columns.numbers[name][begin:])
 
+    def counted(value: float) -> float | None:
+        return None if steps is None else value
+
     return {
-        "step": columns.step[-1] if columns.step else 0,
-        "steps": found.run.experiment.steps,
-        "tokens": sum(columns.numbers["tokens"]),
+        "step": counted(columns.step[-1] if columns.step else 0),
+        "steps": steps,
+        "tokens": counted(sum(columns.numbers["tokens"])),
         "first_loss": said(columns.numbers["loss"][0]) if columns.step else None,
         "last_loss": said(columns.numbers["loss"][-1]) if columns.step else None,
         "validation_loss": said(columns.validation[max(columns.validation)]) if columns.validation else None,
@@ -113,7 +117,7 @@ def numbers(found: Recorded) -> dict[str, Any]:
         "planned_mfu": planned.get("mfu"),
         "memory_gib": _fullest(found.ranks),
         "planned_memory_gib": planned.get("memory_gib"),
-        "training_seconds": sum(columns.numbers["step_seconds"]),
+        "training_seconds": counted(sum(columns.numbers["step_seconds"])),
         "node_hours": found.node_hours,
         "attempts": len(found.history),
     }

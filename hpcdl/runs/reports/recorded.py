@@ -13,7 +13,7 @@ from hpcdl.runs import shapes, store
 from hpcdl.runs.failures.diagnosis import Diagnosis, diagnose
 from hpcdl.runs.record import Attempt, attempts, up_to
 from hpcdl.runs.reports.columns import Columns
-from hpcdl.runs.spending import node_hours
+from hpcdl.runs.spending import node_hours, written
 from hpcdl.spec.experiment import ResolvedRun
 from hpcdl.spec.reading import AnyRun
 from hpcdl.telemetry import ExitRecord, RunEvent, StepRecord, read, read_exits, read_tail
@@ -60,6 +60,7 @@ class Recorded:
     launcher: tuple[RunEvent, ...]
     engine: tuple[RunEvent, ...]
     exits: Mapping[int, list[ExitRecord]]  # by attempt
+    ends: Mapping[int, float | None]  # when the file server has the end of each attempt's script
     diagnosis: Diagnosis
     node_hours: float | None  # of all attempts
 
@@ -94,6 +95,7 @@ def recorded(folder: RunFolder, attempt: Attempt, now: float) -> Recorded:
         launcher=tuple(launcher),
         engine=tuple(read(folder.engine_events, RunEvent)),
         exits=exits,
+        ends={each.number: written(folder.job_exit(each.number)) for each in history},
         diagnosis=diagnose(folder, attempt) if history else Diagnosis(),
         node_hours=node_hours(folder, history, now),
     )

@@ -10,10 +10,11 @@ from hpcdl.run_folder import RunFolder
 from hpcdl.runs import metrics
 from hpcdl.runs.failures.alike import spans
 from hpcdl.runs.spending import written
-from hpcdl.telemetry import read_heartbeat
+from hpcdl.telemetry import beat_seconds, read_heartbeat
 from hpcdl.units import format_seconds
 
-_SILENT_S = 30.0  # without a sign of life from a rank while others give some
+_SILENT_S = 30.0  # at least, without a sign of life from a rank while others give some
+_BEATS = 4  # likewise, of the usual pace
 _BEHIND = 2  # steps; ranks of one step may be seen as far apart
 
 
@@ -77,7 +78,8 @@ def troubles(found: Sequence[Sign], step_seconds: float | None) -> list[str]:
     if not known:
         return []
     unseen = [sign.rank for sign in found if not math.isfinite(sign.silent)]
-    silent = [sign for sign in known if sign.silent > _SILENT_S]
+    patience = max(_SILENT_S, _BEATS * beat_seconds(len(found)))
+    silent = [sign for sign in known if sign.silent > patience]
     furthest = max(sign.step for sign in known)
     behind = [sign for sign in known if step_seconds and _lags(sign, furthest, step_seconds)]
     told = []

@@ -21,7 +21,7 @@ class Span:
         attempt: as it ended, or stands.
         submitted: to the scheduler.
         began: first seen running.
-        ended: its last rank ended, or it was first seen to be over, or the next one began.
+        ended: its script or last rank ended, or it was first seen to be over, or the next one began.
         first: its first step that was not repeated later; None if there is none.
         last: likewise its last.
     """
@@ -60,10 +60,15 @@ def _began(found: Recorded, attempt: Attempt) -> float | None:
 
 
 def _ended(found: Recorded, attempt: Attempt) -> float | None:
-    """When its last rank ended; where none left word, when somebody saw that it was over."""
+    """When its script ended, or its last rank; where none left word, when somebody saw that it was over.
+
+    The script's first: it is by the clock by which the script began, and that of a node may be another.
+    """
     over = {state.value for state in RunState if state.over}
-    return max(_exits(found, attempt), default=None) or min(
-        _seen(_launched(found, attempt), over), default=None
+    return (
+        found.ends.get(attempt.number)
+        or max(_exits(found, attempt), default=None)
+        or min(_seen(_launched(found, attempt), over), default=None)
     )
 
 

@@ -59,7 +59,7 @@ def _result(folder: RunFolder, values: Mapping[str, Any], newest: Attempt) -> Re
     done = metrics.progress(records)
     losses = [record.loss for record in records if math.isfinite(record.loss)]
     told = {
-        "step": done.step,
+        "step": done.step if run.experiment.steps else None,
         "steps": run.experiment.steps,
         "first_loss": done.first_loss,
         "last_loss": done.last_loss,

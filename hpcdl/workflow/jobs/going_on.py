@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from hpcdl.errors import NoAnswerError, SchedulerError, UsageError
+from hpcdl.errors import ClaimedError, NoAnswerError, SchedulerError, UsageError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.chains.deciding import GoOn, Stop
@@ -18,6 +19,7 @@ from hpcdl.runs.chains.links import outlook
 from hpcdl.runs.failures.diagnosis import diagnose
 from hpcdl.runs.record import Attempt, RunState, Sighting, verdict
 from hpcdl.workflow.claiming import next_attempt, who
+from hpcdl.workflow.jobs.ending import end
 from hpcdl.workflow.jobs.submitting import hand_over, last_tried
 from hpcdl.workflow.states import following
 from hpcdl.workflow.states.asking import Outside, pause
@@ -32,10 +34,6 @@ Ended = Literal["well", "badly", "at-limit"]
 _OWN_FINDINGS = ("hang", "bad node")
 """Causes that the engine itself finds. A job that somebody cancels may look like any other failure."""
 
-_PATIENCE_S = 180.0
-"""How long one who watches waits for the attempt that somebody else has claimed."""
-_LOOK_S = 0.5  # how often one looks for it
-
 
 @dataclass(frozen=True)
 class Step:
@@ -45,7 +43,7 @@ class Step:
         decision: why there is another attempt, or none.
         attempt: the number of the one that was submitted.
         job_id: its job; None if nothing was submitted here.
-        other: why nothing was, although the run goes on: mostly that somebody else is at it.
+        other: why nothing was, although the run goes on: somebody else is at it.
     """
 
     decision: GoOn | Stop
@@ -58,6 +56,7 @@ def advance(folder: RunFolder) -> Step:
     """Submit the next attempt of a run if there is to be one now; anybody may try at any time.
 
     Raises:
+        UsageError: the run folder cannot be written.
         SchedulerError: it does not answer, or refuses the job.
     """
     (attempt,) = refresh([folder], fresh=True)
@@ -68,6 +67,7 @@ def advance_seen(folder: RunFolder, attempt: Attempt) -> Step:
     """The same of a run whose newest attempt was asked about just now.
 
     Raises:
+        UsageError: the run folder cannot be written.
         SchedulerError: it refuses the job.
     """
     broken_off = attempt.state is RunState.PREPARED and attempt.number > 1
@@ -85,7 +85,7 @@ def advance_from_job(folder: RunFolder, number: int, ended: Ended) -> Step:
         ended: how.
 
     Raises:
-        UsageError: another attempt is newer.
+        UsageError: another attempt is newer, or the run folder cannot be written.
         SchedulerError: the scheduler refuses the job, or does not answer.
     """
     before = store.current(folder)
@@ -110,7 +110,7 @@ def _is_own_finding(folder: RunFolder, attempt: Attempt) -> bool:
 
 
 def _carry_on(folder: RunFolder, attempt: Attempt) -> Step:
-    decision = outlook(folder)
+    decision = outlook(folder, attempt)
     if isinstance(decision, Stop):
         _note_end(folder, attempt, decision)
         return Step(decision)
@@ -118,25 +118,34 @@ def _carry_on(folder: RunFolder, attempt: Attempt) -> Step:
     script = render(work)  # nothing is claimed that cannot be submitted
     try:
         number = next_attempt(folder, attempt)
-    except UsageError as error:
+    except ClaimedError as error:
         return Step(decision, other=error.message)
     write_attempt(work, script)
-    before = last_tried(folder)
-    if before and before.cancel_requested:  # since the decision
-        called_off = Stop("somebody wanted it to stop")
+    called_off = Stop("somebody wanted it to stop")
+    if _is_called_off(folder, number):  # since the decision
         store.note(folder, "broken off", number, reason=called_off.why)
         return Step(called_off)
     (job_id,) = hand_over([folder], number)
+    if _is_called_off(folder, number):  # by somebody who could not see this job yet
+        end(job_id, [(folder, number)], site_of(folder))
+        return Step(called_off)
     return Step(decision, number, job_id)
 
 
+def _is_called_off(folder: RunFolder, number: int) -> bool:
+    """Whether somebody cancelled what came before an attempt."""
+    before = last_tried(folder, number)
+    return before is not None and before.cancel_requested
+
+
 def _note_end(folder: RunFolder, attempt: Attempt, decision: Stop) -> None:
-    """Keep why a chain ended before its steps were done; once."""
+    """Keep why a chain ended before its steps were done; once, and where that may be written."""
     if attempt.state in (RunState.COMPLETED, RunState.CANCELLED):
         return
     noted = [event for event in store.events(folder) if event.kind == "chain ended"]
     if not any(event.attempt == attempt.number for event in noted):
-        store.note(folder, "chain ended", attempt.number, reason=decision.why)
+        with suppress(UsageError):  # somebody else's run, or a full disk, of which the end itself may tell
+            store.note(folder, "chain ended", attempt.number, reason=decision.why)
 
 
 def is_completed(folder: RunFolder) -> bool:
@@ -162,6 +171,8 @@ def watch(folder: RunFolder) -> Iterator[Snapshot]:
 def attempts_of(folder: RunFolder, interval_s: float = 0.5, outside: Outside = _WORLD) -> Iterator[Attempt]:
     """The newest attempt again and again: as ``watch``, without reading the steps of the run.
 
+    Where it goes on, and its folder cannot be written here, the last one says so.
+
     Raises:
         SchedulerError: the scheduler refuses the next attempt.
     """
@@ -181,23 +192,19 @@ def attempts_of(folder: RunFolder, interval_s: float = 0.5, outside: Outside = _
         except NoAnswerError:  # whether there is a job is asked from here on
             outside.sleep(pause(site_of(folder), 0))
             continue
+        except UsageError as error:
+            yield _left_to_others(last, error.message)
+            return
         if isinstance(step.decision, Stop):
             return
-        _await_attempt(folder, last.number + 1, outside)
+        if step.other:  # whoever is at it is watched from here on
+            outside.sleep(interval_s)
 
 
-def _await_attempt(folder: RunFolder, number: int, outside: Outside) -> None:
-    """Return when an attempt is there, which somebody has claimed.
-
-    Raises:
-        SchedulerError: it does not come.
-    """
-    for _ in range(round(_PATIENCE_S / _LOOK_S)):
-        newest = store.current(folder)
-        if newest.number >= number and newest.state is not RunState.PREPARED:
-            return
-        outside.sleep(_LOOK_S)
-    raise _never_came(folder, number)
+def _left_to_others(attempt: Attempt, why: str) -> Attempt:
+    """An attempt after which the run goes on, with why the next one was not submitted here."""
+    told = f"it goes on, but not from here: {why}"
+    return replace(attempt, reason="; ".join(filter(None, (attempt.reason, told))))
 
 
 def _never_came(folder: RunFolder, number: int) -> SchedulerError:

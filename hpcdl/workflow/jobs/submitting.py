@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hpcdl.schedulers.directives import name_of
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
 from hpcdl.workflow.claiming import check_mine, is_under_way, next_attempt, take, who
+from hpcdl.workflow.jobs.ending import end
 from hpcdl.workflow.states.following import refresh, site_of
 from hpcdl.workflow.studies.chaining import Awaited
 from hpcdl.workflow.studies.preparing import render, write_attempt
@@ -150,21 +152,18 @@ def cancel(folder: RunFolder) -> Attempt:
     """Ask the scheduler to end a run; one that is over is kept from going on by itself.
 
     Raises:
-        UsageError: it was never submitted, or is being submitted.
+        UsageError: it was never submitted, is being submitted, or was started by hand.
         SchedulerError: with the scheduler's own words when it refused.
     """
     (attempt,) = refresh([folder])
+    if attempt.by_hand:
+        raise UsageError(
+            f"{folder.path.name} has no job to cancel: {attempt.reason}", "end that process on its host"
+        )
     if attempt.state.over or attempt.job_id is None:
         return _called_off(folder, attempt)
-    backend = scheduler(site_of(folder).scheduler.kind)
-    store.note(folder, "cancel requested", attempt.number)  # first: the job may end before the answer is read
-    try:
-        backend.cancelled(shell.run(backend.cancel(attempt.job_id)))
-    except NoAnswerError:
-        raise  # it may have been cancelled all the same
-    except SchedulerError as error:
-        store.note(folder, "cancel refused", attempt.number, reason=error.message)
-        raise
+    end(attempt.job_id, [(folder, attempt.number)], site_of(folder))
+    check_last(folder, attempt.number)
     return replace(attempt, cancel_requested=True)
 
 
@@ -178,24 +177,33 @@ def _called_off(folder: RunFolder, newest: Attempt) -> Attempt:
     if ended is None:
         why = f": {newest.reason}" if newest.reason else ""
         raise UsageError(f"{run} was never submitted, there is nothing to cancel{why}")
-    if isinstance(outlook(folder), GoOn):
+    if isinstance(outlook(folder, newest), GoOn):
         store.note(folder, "cancel requested", ended.number)
         ended = replace(ended, cancel_requested=True)
-    next_one = store.current(folder)  # who claimed it before that note may not see it any more
-    if next_one.number > ended.number and (next_one.job_id or is_under_way(folder, next_one)):
+    check_last(folder, ended.number)
+    return ended
+
+
+def check_last(folder: RunFolder, number: int) -> None:
+    """Make sure that no attempt comes after this one, of which it is noted that somebody wanted its end.
+
+    Raises:
+        UsageError: another is just being submitted; who claimed it before that note may not see it any more.
+    """
+    run, next_one = folder.path.name, store.current(folder)
+    if next_one.number > number and (next_one.job_id or is_under_way(folder, next_one)):
         raise UsageError(
             f"{run}: attempt {next_one.number} is being submitted by {who(folder, next_one.number)}",
             f"hpcdl cancel {run} once more, as soon as hpcdl status {run} tells its job",
         )
-    return ended
 
 
-def last_tried(folder: RunFolder) -> Attempt | None:
-    """The newest attempt that came to anything, as last seen."""
+def last_tried(folder: RunFolder, before: float = inf) -> Attempt | None:
+    """The newest attempt that came to anything, as last seen; of those with a number less than ``before``."""
     tried = [
         attempt
         for attempt in store.history(folder)
-        if attempt.state is not RunState.PREPARED and not attempt.given_up
+        if attempt.number < before and attempt.state is not RunState.PREPARED and not attempt.given_up
     ]
     return tried[-1] if tried else None
 

@@ -136,10 +136,11 @@ def ask(site: Site, job_ids: Sequence[str], outside: Outside) -> dict[str, Repor
 
 def _of_the_past(reports: Mapping[str, Report]) -> dict[str, Report]:
     """What accounting tells; that a job still runs it may say long after the end, of some for ever."""
-    return {
-        job_id: each if each.state.over else Report(JobState.UNKNOWN, f"{each.words}, by accounting alone")
-        for job_id, each in reports.items()
-    }
+    return {job_id: each if each.state.over else _forgotten(each) for job_id, each in reports.items()}
+
+
+def _forgotten(report: Report) -> Report:
+    return Report(JobState.UNKNOWN, f"{report.words}, by accounting alone", past=True)
 
 
 def pause(site: Site, failures: int) -> float:

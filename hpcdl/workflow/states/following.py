@@ -15,7 +15,7 @@ from hpcdl.run_folder import RunFolder
 from hpcdl.runs import metrics, store
 from hpcdl.runs.blame import Evidence
 from hpcdl.runs.record import SUBMISSION_GRACE_S, Attempt, RunState, Sighting, former, verdict
-from hpcdl.schedulers.base import JobState
+from hpcdl.schedulers.base import JobState, Report
 from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
 from hpcdl.workflow.states.asking import Answer, Outside, at_one_moment, pause
@@ -201,10 +201,14 @@ def _settle(folder: RunFolder, before: Attempt, answer: Answer) -> Attempt:
     report = answer.reports.get(job_id)
     if before.again and report and report.state.over and answer.asked < before.submitted:
         return before  # that was the end of a former life of the job
-    sighting = report and Sighting(RunState(report.state.value), report.words, report.exit_code)
-    after = _told_of_move(verdict(before, sighting or None, evidence, answer.asked))
+    sighting = _sighting(report) if report else None
+    after = _told_of_move(verdict(before, sighting, evidence, answer.asked))
     _note_seen(folder, before, after)
     return after
+
+
+def _sighting(report: Report) -> Sighting:
+    return Sighting(RunState(report.state.value), report.words, report.exit_code, report.past)
 
 
 def _evidence(folder: RunFolder, attempt: Attempt) -> Evidence:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pwd
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
+from hpcdl.errors import UsageError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.record import SUBMISSION_GRACE_S, Attempt, RunState
@@ -63,8 +66,9 @@ def _looked_for(
     if job_id is not None:
         return _noted(folder, attempt, site, job_id)
     if attempt.reason != NOT_KNOWN:
-        store.note(folder, "broken off", attempt.number, reason=NOT_KNOWN)
-    return store.current(folder)
+        _note(folder, attempt, "broken off", reason=NOT_KNOWN)
+    now = store.current(folder)  # somebody may have submitted it meanwhile
+    return replace(now, claimed_by="", reason=NOT_KNOWN) if now == attempt else now
 
 
 def _find(folder: RunFolder, attempt: Attempt, site: Site, outside: Outside) -> str | None:
@@ -105,5 +109,11 @@ def _whole(job_id: str, site: Site) -> str:
 
 def _noted(folder: RunFolder, attempt: Attempt, site: Site, job_id: str) -> Attempt:
     kind = site.scheduler.kind
-    store.note(folder, "submitted", attempt.number, job_id=job_id, scheduler=kind, recognised=True)
-    return store.current(folder)
+    _note(folder, attempt, "submitted", job_id=job_id, scheduler=kind, recognised=True)
+    return replace(attempt, job_id=job_id, state=RunState.QUEUED, reason="", by_start=False)
+
+
+def _note(folder: RunFolder, attempt: Attempt, kind: str, **detail: Any) -> None:
+    """Keep what was found, where that may be written: at somebody else's run one can still look."""
+    with suppress(UsageError):
+        store.note(folder, kind, attempt.number, **detail)

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hpcdl.errors import HpcdlError, SiteError, UsageError
+from hpcdl.errors import SiteError, UsageError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.nodes import bad_nodes
@@ -44,7 +44,7 @@ def prepare(study: Study, runs: Path, queueing: Queueing = ALONE) -> list[RunFol
     folders = [store.create(runs, name)] if size is None else store.create_array(runs, name, size)
     try:
         _fill(study, folders, queueing)
-    except HpcdlError:
+    except BaseException:  # Ctrl-C too
         for folder in folders:
             store.discard(folder)
         raise
@@ -180,10 +180,15 @@ def job(folder: RunFolder, run: BaseRun, site: Site, attempt: int) -> Job:
 
 
 def write_attempt(work: Job, script: str) -> None:
-    """Make the folders of an attempt and write its script."""
+    """Make the folders of an attempt and write its script.
+
+    Raises:
+        UsageError: they cannot be written.
+    """
     folder = RunFolder(work.folder)
     for place in (folder.logs(work.attempt), folder.exits(work.attempt), folder.metrics):
-        place.mkdir(parents=True, exist_ok=True)
+        with store.writing(place):
+            place.mkdir(parents=True, exist_ok=True)
     store.write(folder.request(work.attempt), "")
     store.write(folder.script, script)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from hpcdl import shell
-from hpcdl.errors import NoAnswerError, SchedulerError
+from hpcdl.errors import SchedulerError
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.chains.deciding import GoOn
@@ -15,13 +14,11 @@ from hpcdl.runs.chains.links import outlook
 from hpcdl.runs.record import Attempt, RunState
 from hpcdl.runs.sweeps import groups
 from hpcdl.runs.sweeps.groups import Group
-from hpcdl.schedulers.known import scheduler
 from hpcdl.sites.site import Site
+from hpcdl.workflow.jobs.ending import Point, end
+from hpcdl.workflow.jobs.submitting import check_last
 from hpcdl.workflow.states.following import refresh, site_of
 from hpcdl.workflow.sweeps.arrays import whole
-
-Point = tuple[RunFolder, int]
-"""A run, and the number of its attempt."""
 
 
 class CalledOff(NamedTuple):
@@ -36,6 +33,7 @@ def cancel(group: Group) -> CalledOff:
     """End every point that is not over; nobody who waits for the sweep submits any more of it.
 
     Raises:
+        UsageError: another attempt of a point is just being submitted.
         SchedulerError: with the scheduler's own words when it refused; it was asked for every job.
     """
     groups.call_off(group)
@@ -44,17 +42,16 @@ def cancel(group: Group) -> CalledOff:
     between = [(folder, attempt.number) for folder, attempt in standing if _goes_on(folder, attempt)]
     for folder, number in between:
         store.note(folder, "cancel requested", number)
-    asked = 0
-    if standing:
-        site = site_of(standing[0][0])
-        asked = _end_all(group, _jobs(standing, site), site)
-    return CalledOff(asked, len(between), unsubmitted)
+    asked = _end_all(group, standing) if standing else []
+    for folder, number in between + asked:
+        check_last(folder, number)
+    return CalledOff(len(asked), len(between), unsubmitted)
 
 
 def _goes_on(folder: RunFolder, attempt: Attempt) -> bool:
     """Whether a point between two jobs is to have another one."""
     ended = attempt.state in (RunState.COMPLETED, RunState.CANCELLED)
-    return attempt.state.over and not ended and isinstance(outlook(folder), GoOn)
+    return attempt.state.over and not ended and isinstance(outlook(folder, attempt), GoOn)
 
 
 def _jobs(standing: Sequence[tuple[RunFolder, Attempt]], site: Site) -> dict[str, list[Point]]:
@@ -66,13 +63,14 @@ def _jobs(standing: Sequence[tuple[RunFolder, Attempt]], site: Site) -> dict[str
     return found
 
 
-def _end_all(group: Group, jobs: Mapping[str, Sequence[Point]], site: Site) -> int:
-    """Ask for the end of every job; how many points those have.
+def _end_all(group: Group, standing: Sequence[tuple[RunFolder, Attempt]]) -> list[Point]:
+    """Ask for the end of every job; the points that those have.
 
     Raises:
         SchedulerError: the first one, with the jobs that go on as the hint.
     """
-    errors = {}
+    site = site_of(standing[0][0])
+    jobs, errors = _jobs(standing, site), {}
     for job_id, points in jobs.items():
         try:
             end(job_id, points, site)
@@ -83,23 +81,4 @@ def _end_all(group: Group, jobs: Mapping[str, Sequence[Point]], site: Site) -> i
         ended = f"{done} of {len(jobs)} jobs of {group.name} {'was' if done == 1 else 'were'} cancelled"
         hint = f"{ended}, and not {', '.join(errors)}; hpcdl cancel {group.name} tries again"
         raise type(first)(first.message, hint)
-    return sum(len(points) for points in jobs.values())
-
-
-def end(job_id: str, points: Sequence[Point], site: Site) -> None:
-    """Ask the scheduler to end one job, of an array all of it.
-
-    Raises:
-        SchedulerError: with the scheduler's own words when it refused.
-    """
-    backend = scheduler(site.scheduler.kind)
-    for folder, number in points:
-        store.note(folder, "cancel requested", number)
-    try:
-        backend.cancelled(shell.run(backend.cancel(job_id)))
-    except NoAnswerError:
-        raise  # it may have been done all the same
-    except SchedulerError as error:
-        for folder, number in points:
-            store.note(folder, "cancel refused", number, reason=error.message)
-        raise
+    return [point for points in jobs.values() for point in points]

@@ -15,6 +15,7 @@ from hpcdl.schedulers.base import After
 from hpcdl.schedulers.directives import job_name
 from hpcdl.sites.site import Site
 from hpcdl.workflow.claiming import next_attempt
+from hpcdl.workflow.jobs.ending import end
 from hpcdl.workflow.jobs.submitting import hand_over
 from hpcdl.workflow.states.following import refresh, site_of
 from hpcdl.workflow.studies import chaining
@@ -22,7 +23,6 @@ from hpcdl.workflow.studies.chaining import Awaited
 from hpcdl.workflow.studies.preparing import render, write_attempt
 from hpcdl.workflow.sweeps.arrays import Batch, Member, batches, has_queue, turns_of, whole, work
 from hpcdl.workflow.sweeps.batches import Turn
-from hpcdl.workflow.sweeps.calling_off import end
 from hpcdl.workflow.sweeps.room import fitting
 
 
