@@ -81,6 +81,18 @@ def test_a_sweep_runs_on_this_machine_two_points_at_a_time_and_ends_in_one_table
     assert most_at_a_time([RunFolder(Path(point["path"])) for point in shown["points"]]) <= 2
 
 
+@pytest.mark.parametrize("content", ['{"format": 1, "site": "he', "[]", '{"format": 2}'])
+def test_a_sweep_whose_file_cannot_be_read_hides_no_run(hpcdl, prepared, content):
+    """One torn file, or one of another program, and ``hpcdl list`` failed for all runs."""
+    name, folders = prepared
+    (folders[0].path.parent / ".groups" / f"{name}.json").write_text(content)
+    settle(folders, *["completed"] * 4)
+    listed = hpcdl("list", "--json")
+    assert listed.code == 0
+    assert [row["run"] for row in json.loads(listed.out)] == [folder.path.name for folder in folders]
+    assert f"note: the runs of {name} are listed one by one" in listed.err
+
+
 @pytest.mark.slow
 def test_the_example_runs(hpcdl, tmp_path, monkeypatch):
     monkeypatch.setenv("HPCDL_RUNS", str(tmp_path / "runs"))
@@ -409,7 +421,7 @@ def test_set_can_take_the_sweep_away(hpcdl, sweep):
 def test_a_damaged_group_file_is_named(hpcdl, prepared, tmp_path):
     name, _ = prepared
     (tmp_path / "runs" / ".groups" / f"{name}.json").write_text("{")
-    done = hpcdl("list")
+    done = hpcdl("status", name)
     assert done.code == 2
     assert f"{name}.json is not a group this version of hpcdl can read" in done.err
 

@@ -16,6 +16,8 @@ from hpcdl.runs.reports.contents import _drawn, view
 from hpcdl.runs.reports.page import embedded, page
 from hpcdl.runs.reports.recorded import RankAccount, Recorded, recorded
 from hpcdl.runs.reports.timeline import spans
+from hpcdl.runs.sweeps.groups import Group
+from hpcdl.runs.sweeps.results import results
 from hpcdl.telemetry import RunEvent, append
 
 NOW = BEGAN + 1000
@@ -156,6 +158,9 @@ def test_of_a_program_of_ones_own_no_step_is_known(tmp_path):
     shown = view(read(run), NOW)["numbers"]
     assert {key for key, value in shown.items() if value is not None} == {"node_hours", "attempts"}
     assert [each.key for each in figures([read(run), read(run)])] == ["state", "node_hours", "attempts"]
+    sweep = Group(run.path.parent, "sweep", "local", None, {run.path.name: {"environment.A": "1"}})
+    (point,) = results(sweep, [store.current(run)])
+    assert {key for key, value in point.numbers.items() if value is not None} == {"node_hours"}
 
 
 def test_terms_of_the_plan_and_of_the_measurement_each_add_up(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,7 @@ def rows(
     every: bool,
 ) -> list[dict[str, Any]]:
     """The rows of ``hpcdl list``: a sweep where its first run is, or every run of it."""
-    sweeps = [groups.read(runs, name) for name in groups.names(runs)]
-    group_of = {run: group for group in sweeps for run in group.points}
+    group_of = {run: group for group in _legible(runs) for run in group.points}
     members: dict[str, list[Attempt]] = defaultdict(list)
     for folder, attempt in attempts.items():
         if group := group_of.get(folder.path.name):
@@ -87,6 +86,15 @@ def rows(
         elif group.name not in found:
             found[group.name] = row(group, members[group.name])
     return list(found.values())
+
+
+def _legible(runs: Path) -> Iterator[Group]:
+    """The sweeps whose file can be read; of the others that is said, and each of their runs is a row."""
+    for name in groups.names(runs):
+        try:
+            yield groups.read(runs, name)
+        except UsageError as error:
+            render.warning(f"the runs of {name} are listed one by one: {error.message}", error.hint)
 
 
 def row(group: Group, attempts: Sequence[Attempt]) -> dict[str, Any]:
