@@ -187,5 +187,8 @@ class RunFolder:
         return self.path / "requests" / f"attempt-{attempt}"
 
     def rendezvous(self, attempt: int) -> Path:
-        """Where the ranks meet: rank 0 publishes its address and port here, atomically."""
+        """Where the ranks meet: rank 0 publishes its address and port here, atomically.
+
+        Made by the batch script, empty: a name that was looked for in vain stays unseen on NFS for a while.
+        """
         return self.path / "rendezvous" / f"attempt-{attempt}.json"

@@ -111,7 +111,7 @@ def append(path: Path, record: StepRecord | RunEvent) -> None:
     Raises:
         OSError: it cannot be written, or not whole.
     """
-    line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=True).encode() + b"\n"
+    line = json.dumps(asdict(record), allow_nan=True).encode() + b"\n"
     with path.open("a+b", buffering=0) as file:
         if _is_torn(file):
             line = b"\n" + line
@@ -227,7 +227,7 @@ def write_exit(path: Path, record: ExitRecord) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    content = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+    content = json.dumps(asdict(record)) + "\n"
     try:
         with _reserved(path).open("r+b") as file:
             file.write(content.encode().ljust(_EXIT_BYTES))
@@ -266,7 +266,7 @@ def beat_seconds(ranks: int, often: float = BEAT_S) -> float:
 
 def write_heartbeat(path: Path, heartbeat: Heartbeat) -> None:
     """Write one sign of life, atomically."""
-    write_whole(path, json.dumps(asdict(heartbeat), ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(asdict(heartbeat)) + "\n")
 
 
 def read_heartbeat(path: Path) -> Heartbeat | None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hpcdl.telemetry import (
     ExitRecord,
+    Heartbeat,
     RunEvent,
     StepRecord,
     append,
@@ -20,6 +21,7 @@ from hpcdl.telemetry import (
     read_last,
     read_tail,
     write_exit,
+    write_heartbeat,
     write_whole,
 )
 
@@ -31,6 +33,25 @@ def test_append_and_read_round_trip(tmp_path):
         append(path, record)
     assert read(path, StepRecord) == records
     assert read(tmp_path / "none", StepRecord) == []
+
+
+def test_half_a_letter_is_written_like_any_other(tmp_path):
+    """It has no form in UTF-8: an event with the words of an error that had one ended the run."""
+    event = RunEvent("checkpoint failed", 1.0, detail={"reason": "\udce9"})
+    append(tmp_path / "events.jsonl", event)
+    assert read(tmp_path / "events.jsonl", RunEvent) == [event]
+    told = {
+        "step": 0,
+        "phase": "start",
+        "at": "",
+        "waiting": False,
+        "moves": 0,
+        "still": 0.0,
+        "patience": None,
+    }
+    heartbeat = Heartbeat(0, "n1", 1, **told, place="own-\udce9.py:1")
+    write_heartbeat(tmp_path / "heartbeat", heartbeat)
+    assert read_heartbeat(tmp_path / "heartbeat") == heartbeat
 
 
 def test_parse_leaves_a_line_that_is_still_being_written():

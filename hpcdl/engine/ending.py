@@ -31,11 +31,24 @@ from typing import Any, NoReturn
 
 from hpcdl.engine.log import quote, say
 from hpcdl.engine.ranks import host_name, started_by_mpich
-from hpcdl.errors import HpcdlError
+from hpcdl.errors import HpcdlError, PeerLostError
 from hpcdl.telemetry import Blamed, ExitRecord, reserve_exit, write_exit
 
 _REASON_LENGTH = 300
 _LONGEST_EXIT_SECONDS = 30  # then the stacks of all threads go to the log
+_GRACE_SECONDS = 2.0  # for the ranks that are to blame to write their records first
+
+
+def follow(words: str, hint: str) -> NoReturn:
+    """End for what another rank ends for, when that has had time to write its record.
+
+    A launcher may kill all others when the first is gone.
+
+    Raises:
+        PeerLostError: always.
+    """
+    time.sleep(_GRACE_SECONDS)
+    raise PeerLostError(words, hint)
 
 
 class Ended(Exception):  # noqa: N818 - no failure of this process
@@ -75,11 +88,11 @@ class Ending:
         try:
             work()
         except SystemExit as asked:
-            code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+            code = _exit_code(asked)
             self._end(code, reason=None if code == 0 else f"exit code {code}")
         except Ended as end:
             quote(end.reason)
-            self._end(end.code, time=end.when, signal=end.signal, reason=end.reason[:_REASON_LENGTH])
+            self._end(end.code, time=end.when, signal=end.signal, reason=_first_line(end.reason))
         except BaseException as error:  # noqa: BLE001 - whatever it was, it ends here and is recorded
             self.fail(error)
         self._end(0)
@@ -99,8 +112,8 @@ class Ending:
                 quote(f"  {error.hint}")
         else:
             quote("".join(traceback.format_exception(error)).rstrip("\n"))
-        reason = (str(error).strip().splitlines() or [""])[0][:_REASON_LENGTH]
-        self._end(1, time=when, exception=type(error).__name__, reason=reason, blamed=blamed)
+        exception, reason = type(error).__name__, _first_line(str(error))
+        self._end(1, time=when, exception=exception, reason=reason, blamed=blamed)
 
     def _end(self, code: int, **told: Any) -> NoReturn:
         """Leave with ``code`` and a record of what is ``told``, by the names of its fields."""
@@ -108,7 +121,7 @@ class Ending:
         record = ExitRecord(self._rank, host_name(), time.time(), code)
         try:
             write_exit(self._record, replace(record, **told))
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - no more than the record may be lost
             quote(f"cannot write {self._record}: {error}")
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
@@ -117,3 +130,15 @@ class Ending:
             faulthandler.dump_traceback_later(_LONGEST_EXIT_SECONDS, exit=True)
             sys.exit(0)
         os._exit(code)
+
+
+def _first_line(text: str) -> str:
+    """In letters that every file can hold; half an emoji or a byte of a Latin-1 name is none."""
+    line = (text.strip().splitlines() or [""])[0][:_REASON_LENGTH]
+    return line.encode(errors="backslashreplace").decode()
+
+
+def _exit_code(asked: SystemExit) -> int:
+    """In the eight bits that the kernel keeps; no failure becomes a 0 by that."""
+    code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+    return code and (code & 0xFF or 1)

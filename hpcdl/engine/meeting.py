@@ -28,6 +28,7 @@ from hpcdl.telemetry import write_whole
 from hpcdl.units import ranges
 
 POLL_S = 0.05
+_LOOKS_A_SECOND = 1000  # of all ranks together, as each is one more request to the file system
 CONNECT_S = 5.0  # one try to reach a published address; it may be stale
 _CHECK_ADDRESS = "check rendezvous.address, suffix and interface in the site file"
 _SIOCGIFADDR = 0x8915  # asks Linux for an interface's IPv4 address, netdevice(7)
@@ -86,6 +87,9 @@ class Meeting:
     def find(self, connect: Callable[[Address], Connection]) -> Connection:
         """Reach rank 0 where it says that it is, as soon as it says so.
 
+        The script has made the file, empty: of a name that was looked for before it was there, NFS may say
+        for a minute more that it is not.
+
         Args:
             connect: raises OSError or RuntimeError where the rank 0 of this key is not to be found.
 
@@ -104,7 +108,7 @@ class Meeting:
                         f"{self.file} says {published.address}:{published.port} ({words(self.rules)}), where "
                         f"rank 0 cannot be reached from {self.place.host}: {error}"
                     )
-            time.sleep(POLL_S)
+            time.sleep(max(POLL_S, self.place.world_size / _LOOKS_A_SECOND))
         if not reason:
             raise self._leaderless()
         raise EngineError(self._not_found(reason), _CHECK_ADDRESS)
@@ -116,9 +120,7 @@ class Meeting:
         """Rank 0 never came; as it cannot note that itself, the first rank of the second node does."""
         host = host_of_first(self.place, nodes := allocated())
         elsewhere = f" on {host}" if host else ""
-        reason = (
-            f"{self.file} never appeared; rank 0 did not start{elsewhere}, or the run folder is not shared"
-        )
+        reason = f"{self.file} says nothing; rank 0 did not start{elsewhere}, or the run folder is not shared"
         notes = host is not None and self.place.rank * len(nodes) == self.place.world_size
         return RanksMissingError(
             self._not_found(reason), _CHECK_ADDRESS, {host: "rank 0 never came"} if host and notes else {}
@@ -153,7 +155,7 @@ class Meeting:
 
 
 def _read(file: Path) -> Address | None:
-    """What the newest rank 0 published, or an earlier one."""
+    """What the newest rank 0 published, or an earlier one; None as long as there is only the empty file."""
     try:
         return Address(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
 from hpcdl.engine.data_parallel import Gradients
+from hpcdl.engine.ending import follow
 from hpcdl.engine.groups import Groups
 from hpcdl.engine.optim import clip
 from hpcdl.engine.optim.bucket import Chunk
@@ -23,6 +25,8 @@ from hpcdl.engine.topology import Topology
 from hpcdl.engine.transport.base import Reduction
 from hpcdl.errors import EngineError
 from hpcdl.spec.experiment import Experiment
+
+_DIVERGED = "lower training.optimizer.lr, add warmup, or look at the data of that step"
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,9 @@ class Update:
             loss: what this rank adds to the mean loss of the batch.
 
         Raises:
-            EngineError: the loss or the gradient is not a finite number. Where weights are updated at once,
-                some have changed.
+            EngineError: the loss or the gradient is not a finite number, on this rank first. Where weights
+                are updated at once, some have changed.
+            PeerLostError: likewise, on another rank first.
         """
         outcome = self._agree(step, loss, self._reduced(step))
         if outcome.skipped:
@@ -131,22 +136,26 @@ class Update:
             total, whole, stops = world.tolist()
         stop = stops > 0
         if not math.isfinite(total):
-            raise self._not_finite(step.number, f"the loss became {total}", mine[0])
+            self._refuse(step.number, f"the loss became {total}", mine[0])
         if math.isfinite(whole):
             return Outcome(total, math.sqrt(whole) / self.loss_scale, stop=stop)
         if self._scaler is None:
-            raise self._not_finite(step.number, f"the squared gradient norm became {whole}", mine[1])
+            self._refuse(step.number, f"the squared gradient norm became {whole}", mine[1])
         return Outcome(total, math.inf, skipped=True, stop=stop)
 
-    def _not_finite(self, step: int, what: str, mine: torch.Tensor) -> EngineError:
-        """Names the first rank whose own part is not finite; all ranks saw the sum and come here."""
-        ranks = self._world.size
-        voice = torch.where(mine.isfinite(), 0.0, float(ranks - self._topology.rank)).reshape(1)
+    def _refuse(self, step: int, what: str, mine: torch.Tensor) -> NoReturn:
+        """Name the first rank whose own part is not finite; all ranks saw the sum and come here.
+
+        Only that rank fails by itself: its own record is the one by which the run is judged.
+        """
+        ranks, own = self._world.size, self._topology.rank
+        voice = torch.where(mine.isfinite(), 0.0, float(ranks - own)).reshape(1)
         self._world.all_reduce(voice, Reduction.MAX).wait()
-        return EngineError(
-            f"{what} in step {step}, on rank {ranks - int(voice.item())}",
-            "lower training.optimizer.lr, add warmup, or look at the data of that step",
-        )
+        first = ranks - int(voice.item())
+        words = f"{what} in step {step}, on rank {first}"
+        if first == own:
+            raise EngineError(words, _DIVERGED)
+        follow(words, _DIVERGED)
 
     def counters(self) -> dict[str, float]:
         """What must be kept beside the parts of the flat memory; the same on all ranks."""

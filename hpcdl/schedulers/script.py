@@ -177,6 +177,7 @@ def _values(job: Job) -> dict[str, object]:
         "job_log": _of_attempt(RunFolder.job_log),
         "exit_file": _of_attempt(RunFolder.job_exit),
         "request_file": _of_attempt(RunFolder.request),
+        "rendezvous_file": _of_attempt(RunFolder.rendezvous),
         "nobody": NOBODY,
         "by_hand": BY_HAND,
         "nearly_over": NEARLY_OVER,

@@ -208,6 +208,15 @@ def test_hostile_text_arrives_in_every_rank_and_nothing_of_it_runs(machine, tmp_
     assert not list(tmp_path.rglob("pwned*"))
 
 
+def test_every_rank_can_read_which_hosts_the_job_has(machine, tmp_path):
+    """Those of the first host could not, so a rank that never came was not named with its host."""
+    folder = prepared(tmp_path / HOSTILE_NAME)
+    body = f'cat -- "$PBS_NODEFILE" >"{tmp_path}/hosts-$RANK"'
+    seen = end_of(submit(job(folder.path, machine, nodes=2, python=interpreter(tmp_path, body))))
+    assert seen.state is JobState.COMPLETED, folder.job_log(1).read_text()
+    assert [(tmp_path / f"hosts-{rank}").read_text() for rank in range(4)] == ["cn01\ncn02\n"] * 4
+
+
 def test_log_can_be_read_while_the_job_runs(machine, tmp_path):
     folder = prepared(tmp_path / "run")
     job_id = submit(job(folder.path, machine, nodes=2, python=interpreter(tmp_path, "echo here; sleep 600")))

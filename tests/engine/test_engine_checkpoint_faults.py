@@ -1,5 +1,6 @@
 """What can go wrong with a checkpoint costs the checkpoint, is told, and never costs what was sound."""
 
+import errno
 import os
 import resource
 import shutil
@@ -85,6 +86,24 @@ def test_one_that_was_never_finished_is_no_checkpoint(tmp_path):
     assert len(losses) == 2
     assert [kind for kind, _ in events] == ["checkpoint", "checkpoint"]
     assert names(tmp_path) == ["1", "2"]
+
+
+def test_one_that_was_never_finished_and_cannot_be_removed_is_left_there(tmp_path, monkeypatch):
+    """NFS keeps what a rank that was cut off holds open: the run ended with "checkpoints cannot be written"."""
+    left = tmp_path / unfinished_name(2, 77)
+    left.mkdir()
+    (left / ".nfs0001").touch()
+    unlink = os.unlink
+
+    def busy(path, **how):
+        if os.fspath(path).endswith(".nfs0001"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        unlink(path, **how)
+
+    monkeypatch.setattr(os, "unlink", busy)
+    losses, _ = trained(tmp_path, 2)
+    assert len(losses) == 2
+    assert (left / ".nfs0001").exists()
 
 
 def test_an_older_format_is_passed_over_by_its_number(tmp_path):

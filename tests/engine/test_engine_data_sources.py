@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from hpcdl.engine.data.encoders import HuggingFace
 from hpcdl.engine.data.loader import Batches, Share
 from hpcdl.engine.data.prefetch import prefetched
 from hpcdl.engine.data.prepare import Prepared, agreed
@@ -349,6 +350,33 @@ def test_text_goes_through_a_tokenizer_file(tmp_path, tokenizer):
     rows = batches(tmp_path, experiment(data, 5, 5, batch=1)).rows(1)
     assert rows.inputs_BL.tolist() == [[1, 2, 3, 4, 2]]
     assert rows.targets_BL.tolist() == [[2, 3, 4, 2, 0]]
+
+
+def test_a_long_text_goes_through_a_tokenizer_piece_by_piece(tmp_path, tokenizer):
+    """As one it took a hundred times its size in memory, and no other thread of the rank ran meanwhile.
+
+    Ten megabytes were a silence of 18 s, for which its peers could end a rank in good health.
+    """
+    text = b"the quick fox\n" * 200_000
+    encode = HuggingFace(Path(tokenizer), 5)
+    silences, done = [0.0], threading.Event()
+
+    def listen():
+        last = time.monotonic()
+        while not done.wait(0.01):
+            silences.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(listen)
+        began = time.monotonic()
+        pieces = list(encode.encode(text))
+        seconds = time.monotonic() - began
+        done.set()
+    assert len(pieces) == 3
+    assert all(len(piece) % 3 == 0 for piece in pieces), "a line was cut"
+    assert np.concatenate(pieces).tolist() == [1, 2, 3] * 200_000
+    assert max(silences) < seconds / 2
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, tokenizer):

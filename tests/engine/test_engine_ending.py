@@ -36,6 +36,7 @@ def run(folder, work):
         ("raise EngineError('no text', 'give some')", 1, "EngineError"),
         ("sys.exit(7)", 7, None),
         ("sys.exit('words')", 1, None),
+        ("sys.exit(-1)", 255, None),
         ("raise KeyboardInterrupt", 1, "KeyboardInterrupt"),
     ],
 )
@@ -44,6 +45,30 @@ def test_every_end_leaves_its_record(tmp_path, work, code, exception):
     (record,) = read_exits(tmp_path)
     assert result.returncode == record.exit_code == code
     assert (record.rank, record.exception) == (3, exception)
+
+
+def test_a_failure_is_no_success_because_its_code_has_more_than_eight_bits(tmp_path):
+    """sys.exit(256) ended the process with 0, beside a record of 256: a script took the run for completed."""
+    result = run(tmp_path, "sys.exit(256)")
+    (record,) = read_exits(tmp_path)
+    assert result.returncode == record.exit_code == 1
+
+
+@pytest.mark.parametrize("letter", [r"\ud83d", r"\udce9"], ids=["half an emoji", "a byte of a Latin-1 name"])
+def test_words_that_no_file_can_hold_do_not_cost_the_record(tmp_path, letter):
+    """The rank ended without one and deaf to SIGTERM, and was told to have been killed by SIGKILL."""
+    result = run(tmp_path, f"raise ValueError('bad sample: {letter}')")
+    (record,) = read_exits(tmp_path)
+    assert result.returncode == 1
+    assert (record.exception, record.reason) == ("ValueError", f"bad sample: {letter}")
+
+
+def test_a_record_that_cannot_be_made_keeps_no_process_from_ending(tmp_path):
+    """Whatever write_exit raised that was no OSError, the process was left without a way to end."""
+    work = "import hpcdl.engine.ending as e; e.write_exit = lambda *_: 1 / 0; sys.exit(7)"
+    result = run(tmp_path, work)
+    assert result.returncode == 7
+    assert "rank-00003.json: division by zero" in result.stderr
 
 
 def test_a_failure_is_told_in_the_log(tmp_path):

@@ -68,7 +68,7 @@ def test_ranks_that_never_come_are_named_by_rank_0_and_only_there(tmp_path):
 
 def test_a_rank_without_rank_0_says_where_it_looked(tmp_path):
     (alone,) = everybody(tmp_path / "a.json", 2, seconds=1, absent=(0,))
-    assert "a.json never appeared; rank 0 did not start, or" in alone.message
+    assert "a.json says nothing; rank 0 did not start, or" in alone.message
     assert alone.suspects == {}
 
 

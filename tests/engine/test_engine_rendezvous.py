@@ -96,7 +96,7 @@ def test_a_rank_without_rank_0_says_where_it_looked(tmp_path):
     rules = Rendezvous(address="loopback", timeout_seconds=1)
     (alone,) = everybody(tmp_path / "a.json", 2, rules, absent=(0,))
     assert isinstance(alone, EngineError)
-    assert "a.json never appeared" in alone.message
+    assert "a.json says nothing" in alone.message
 
 
 def test_a_rank_that_finds_nobody_at_the_address_says_so(tmp_path):

@@ -14,6 +14,8 @@ from engine_runs import MODEL, SERIAL, TRAINING, Run, finished, wait_until
 
 from hpcdl.engine.transport.dist import _blaming_the_lost
 from hpcdl.errors import PeerLostError
+from hpcdl.runs import store
+from hpcdl.runs.blame import first_failure
 from hpcdl.spec.decomposition import Decomposition
 
 
@@ -362,13 +364,17 @@ def test_a_resolved_file_that_is_no_run_is_refused(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
-    """A learning rate of 1e30 sends the weights to infinity."""
+    """A learning rate of 1e30 sends the weights to infinity.
+
+    Both ranks said so as of themselves, and the one with the earlier clock was blamed, beside the other's name.
+    """
     wild = TRAINING | {"optimizer": {"lr": 1e30, "weight_decay": 0, "clip": 0}}
     run = Run(tmp_path, Decomposition(pipeline=2), training=wild)
     assert finished(run.start()) == [1, 1]
-    own = [record for record in run.exits().values() if record.exception != "PeerLostError"]
-    assert own
-    assert all("the loss became nan in step 2, on rank 1" in record.reason for record in own)
+    words = "the loss became nan in step 2, on rank 1"
+    told = {rank: (record.exception, record.reason) for rank, record in run.exits().items()}
+    assert told == {0: ("PeerLostError", words), 1: ("EngineError", words)}
+    assert first_failure(store.evidence(run.folder, 1, 2)).rank == 1
     assert len(run.steps()) == 1
 
 

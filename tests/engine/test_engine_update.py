@@ -11,7 +11,7 @@ from engine_worlds import GPT, LLAMA, in_threads, whole
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.topology import Topology
 from hpcdl.engine.update import Step
-from hpcdl.errors import EngineError
+from hpcdl.errors import EngineError, PeerLostError
 from hpcdl.spec.data import Data
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
@@ -271,7 +271,10 @@ def test_a_scale_that_makes_the_loss_overflow_comes_down_until_gradients_are_fin
 @pytest.mark.parametrize("zero", [0, 1])
 @pytest.mark.parametrize("optimizer", [CLIPPED, FREE], ids=["clip", "free"])
 def test_a_gradient_that_is_not_finite_names_step_and_rank(optimizer, zero):
-    """Also where weights were updated before it was known. It names the first rank that holds the sum."""
+    """Also where weights were updated before it was known. It names the first rank that holds the sum.
+
+    The others follow that one: if all said it as of themselves, any of them might be blamed.
+    """
     settings, holds = experiment(optimizer=optimizer), "[23]" if zero else "2"
 
     def work(transport):
@@ -279,11 +282,14 @@ def test_a_gradient_that_is_not_finite_names_step_and_rank(optimizer, zero):
         learn(learner, settings, 1)
         if transport.rank >= 2:
             spoil(learner, math.nan)
-        with pytest.raises(EngineError, match=f"gradient norm became nan in step 2, on rank {holds}$"):
+        words = f"gradient norm became nan in step 2, on rank {holds}$"
+        with pytest.raises(EngineError, match=words) as refused:
             learn(learner, settings, 2, begin=1)
-        return True
+        named = refused.value.message.endswith(f"rank {transport.rank}")
+        return named, type(refused.value)
 
-    assert all(in_threads(4, work))
+    told = in_threads(4, work)
+    assert sorted(told, key=lambda each: each[0]) == [(False, PeerLostError)] * 3 + [(True, EngineError)]
 
 
 # A parameter that no microbatch used

@@ -290,6 +290,18 @@ def test_script_asks_the_ranks_to_save_before_its_time_is_over(tmp_path):
     assert folder.request(1).read_text() == "the walltime is nearly over\n"
 
 
+@pytest.mark.parametrize("before", [None, "of an earlier start"])
+def test_where_the_ranks_meet_is_a_file_before_they_look_for_it(tmp_path, before):
+    """Ranks that came before rank 0 did not see what it wrote for up to a minute, on NFS."""
+    folder = prepared(tmp_path / HOSTILE_NAME)
+    meeting = folder.rendezvous(1)
+    if before:
+        meeting.parent.mkdir()
+        meeting.write_text(before)
+    body = f'[ "$(cat -- {quote(str(meeting))})" = {quote(before or "")} ] && [ -e {quote(str(meeting))} ]'
+    assert bash(timed(folder, body), folder.path).returncode == 0
+
+
 @pytest.mark.parametrize("seconds", [2, 4])
 def test_what_setup_takes_of_the_walltime_is_not_forgotten(tmp_path, seconds):
     """The ranks ask within a second of their start; the warning was due 2 s after the script's."""

@@ -131,7 +131,7 @@ def prepare(checkpoints: Path) -> None:
         probe.touch()
         probe.unlink()
         for name in unfinished(_names(checkpoints)):
-            shutil.rmtree(checkpoints / name)
+            shutil.rmtree(checkpoints / name, ignore_errors=True)  # a rank that was cut off may still write
     except OSError as error:
         raise EngineError(
             f"checkpoints cannot be written to {checkpoints}: {error.strerror or error}",

@@ -43,7 +43,8 @@ def tokenise(source: Source, files: Sequence[Path], encoder: Encoder, target: Pa
             if ends:
                 out.write(separator.tobytes())
                 ends[-1] += len(separator)
-            out.write(encoder.encode(content).tobytes())
+            for tokens in encoder.encode(content):
+                out.write(tokens.tobytes())
             ends.append(out.tell() // encoder.dtype.itemsize)
     if not ends or not ends[-1]:
         raise EngineError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,8 @@ from hpcdl.errors import EngineError
 
 Tokens = npt.NDArray[Any]
 
+_PIECE = 1 << 20  # bytes of text that the tokenizers library is given at once, and the rest of the last line
+
 
 class Encoder(Protocol):
     """What makes tokens of text."""
@@ -20,8 +24,8 @@ class Encoder(Protocol):
     between: int | None
     """The token between two texts where the source names none."""
 
-    def encode(self, content: bytes) -> Tokens:
-        """Token ids of ``content``, of the encoder's dtype."""
+    def encode(self, content: bytes) -> Iterator[Tokens]:
+        """Token ids of ``content``, of the encoder's dtype, in pieces."""
 
 
 class Bytes:
@@ -30,9 +34,9 @@ class Bytes:
     dtype: np.dtype[Any] = np.dtype(np.uint8)
     between: int | None = 0  # does not occur in text
 
-    def encode(self, content: bytes) -> Tokens:
+    def encode(self, content: bytes) -> Iterator[Tokens]:
         """The bytes as they are."""
-        return np.frombuffer(content, dtype=np.uint8)
+        yield np.frombuffer(content, dtype=np.uint8)
 
 
 class HuggingFace:
@@ -70,10 +74,17 @@ class HuggingFace:
                 f"set model.vocab to {largest + 1} or more",
             )
 
-    def encode(self, content: bytes) -> Tokens:
-        """Ids of the text; what is not UTF-8 becomes the replacement character."""
-        text = content.decode(errors="replace")
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
+    def encode(self, content: bytes) -> Iterator[Tokens]:
+        """Ids of the text, some whole lines at a time; what is not UTF-8 becomes the replacement character.
+
+        The library needs a hundred times the memory of what it is given at once, and but for batches it holds
+        the interpreter meanwhile.
+        """
+        lines = BytesIO(content)
+        while piece := b"".join(lines.readlines(_PIECE)):
+            texts = [piece.decode(errors="replace")]
+            (encoded,) = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            yield np.array(encoded.ids, dtype=self.dtype)
 
 
 def encoder(tokenizer: str, vocab: int) -> Encoder:

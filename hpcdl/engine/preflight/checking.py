@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch.distributed.distributed_c10d import Store
 
+from hpcdl.engine.ending import follow
 from hpcdl.engine.metrics import Recorder
 from hpcdl.engine.preflight import observing, pairing
 from hpcdl.engine.preflight.council import Council
@@ -23,12 +24,9 @@ from hpcdl.engine.pulse import PREFLIGHT
 from hpcdl.engine.ranks import Place
 from hpcdl.engine.timeline import PHASE, Timeline
 from hpcdl.engine.transport.observed import Observed
-from hpcdl.errors import PeerLostError
 from hpcdl.placement import Placement, Seat, line, seat_from
 from hpcdl.run_folder import RunFolder
 from hpcdl.spec.experiment import ResolvedRun
-
-_GRACE_S = 2.0  # for the ranks that are to blame to write their records first
 
 
 @dataclass(frozen=True)
@@ -152,8 +150,7 @@ class Preflight:
         self._council.await_heard()
         if place.rank in told.ranks:
             raise told.error(place.host)
-        time.sleep(_GRACE_S)
-        raise PeerLostError(f"the pre-flight refused {told.words}", "the logs of those ranks say the same")
+        follow(f"the pre-flight refused {told.words}", "the logs of those ranks say the same")
 
     def _write(self, reached: Verdict, *, last: bool) -> None:
         found, event = self._placement, self._subject.recorder.event

@@ -145,7 +145,7 @@ SYMPTOMS = (
     _symptom(
         "rank never came",
         _RAISED + r"rank \d+ (?:did not find rank 0 within|waited) \d+ s",
-        "error: rank 2 did not find rank 0 within 60 s: rendezvous/attempt-1.json never appeared; rank 0 did "
+        "error: rank 2 did not find rank 0 within 60 s: rendezvous/attempt-1.json says nothing; rank 0 did "
         "not start, or the run folder is not shared",
         "hpcdl/engine/rendezvous.py",
     ),

@@ -21,7 +21,7 @@ hpcdl_job="${SLURM_JOB_ID-}"
 # Which attempt of the run this is. A scheduler may run a job again, under the same id: that is another attempt,
 # with the next number that is free. A link is made once only, over NFS too, so no two jobs run one attempt.
 hpcdl_begin() {
-  mkdir -p starts claims || return
+  mkdir -p starts claims rendezvous || return
   hpcdl_start && return
   hpcdl_is_mine || return
   hpcdl_attempt=$((hpcdl_attempt + 1))
@@ -58,7 +58,8 @@ hpcdl_is_mine() {
   echo "hpcdl: attempt $hpcdl_attempt is run by job $job, so job $hpcdl_job ends here and has run nothing"
   return 1
 }
-hpcdl_begin || exit
+# Ranks that look for where they meet before that file is there might not see it for a minute, on NFS.
+hpcdl_begin && : >>"$hpcdl_folder/rendezvous/attempt-$hpcdl_attempt.json" || exit
 hpcdl_exit="$hpcdl_folder/exits/attempt-$hpcdl_attempt/job.json"
 hpcdl_step_pid=
 hpcdl_stopped=0

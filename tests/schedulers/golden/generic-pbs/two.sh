@@ -25,7 +25,7 @@ hpcdl_job="${PBS_JOBID-}"
 # Which attempt of the run this is. A scheduler may run a job again, under the same id: that is another attempt,
 # with the next number that is free. A link is made once only, over NFS too, so no two jobs run one attempt.
 hpcdl_begin() {
-  mkdir -p starts claims || return
+  mkdir -p starts claims rendezvous || return
   hpcdl_start && return
   hpcdl_is_mine || return
   hpcdl_attempt=$((hpcdl_attempt + 1))
@@ -62,7 +62,8 @@ hpcdl_is_mine() {
   echo "hpcdl: attempt $hpcdl_attempt is run by job $job, so job $hpcdl_job ends here and has run nothing"
   return 1
 }
-[ "${1-}" = host ] || hpcdl_begin || exit
+# Ranks that look for where they meet before that file is there might not see it for a minute, on NFS.
+[ "${1-}" = host ] || { hpcdl_begin && : >>"$hpcdl_folder/rendezvous/attempt-$hpcdl_attempt.json"; } || exit
 hpcdl_exit="$hpcdl_folder/exits/attempt-$hpcdl_attempt/job.json"
 hpcdl_hosts="$hpcdl_folder/exits/attempt-$hpcdl_attempt/hosts"
 [ "${1-}" != host ] || hpcdl_exit=$hpcdl_hosts/$PBS_NODENUM
@@ -119,6 +120,7 @@ export OMP_NUM_THREADS=16
 
 if [ "${1-}" = host ]; then
 hpcdl_first_rank=$((PBS_NODENUM * 4))
+export PBS_NODEFILE="$hpcdl_hosts/nodes" # pbsdsh tells the first host of none
 
 # One process a rank of this host. The first that fails ends the others.
 hpcdl_step() {
@@ -192,14 +194,14 @@ hpcdl_step() {
   return "$code"
 }
 
-# An empty file for each host; PBS_NODEFILE has a line for each task that pbsdsh starts.
+# An empty file for each host, and their names; PBS_NODEFILE has a line for each task that pbsdsh starts.
 hpcdl_meet_hosts() {
   local host
   if [ "$(wc -l <"$PBS_NODEFILE")" -ne 2 ] || [ "$(sort -u "$PBS_NODEFILE" | wc -l)" -ne 2 ]; then
     echo "hpcdl: pbsdsh starts one task on each of 2 hosts, but PBS gave: $(tr '\n' ' ' <"$PBS_NODEFILE")"
     return 1
   fi
-  mkdir -p -- "$hpcdl_hosts" && : >"$hpcdl_hosts/stop" || return
+  mkdir -p -- "$hpcdl_hosts" && : >"$hpcdl_hosts/stop" && cat -- "$PBS_NODEFILE" >"$hpcdl_hosts/nodes" || return
   for ((host = 0; host < 2; host++)); do
     : >"$hpcdl_hosts/$host" || return
   done
