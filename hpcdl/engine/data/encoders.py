@@ -64,6 +64,8 @@ class HuggingFace:
                 "give the tokenizer.json that the Hugging Face tokenizers library writes",
             ) from None
         self._check(path, vocab)
+        self._tokenizer.no_truncation()  # both are said for single texts, not for a corpus
+        self._tokenizer.no_padding()
         self.dtype: np.dtype[Any] = np.dtype(np.uint16 if vocab <= 2**16 else np.uint32)
 
     def _check(self, path: Path, vocab: int) -> None:
