@@ -49,6 +49,7 @@ def test_a_dry_run_of_resume_promises_nothing_that_resume_refuses(hpcdl, good):
 
 
 def test_a_state_of_a_later_version_is_shown_until_somebody_knows_more(hpcdl, good):
+    store.note(good, "observed", 2, state="lost")  # from another end no word leads back
     store.note(good, "observed", 2, state="hibernating")
     assert store.current(good).state is RunState.UNKNOWN
     assert "'hibernating', which this version" in store.current(good).reason
