@@ -65,7 +65,9 @@ def pause(folder, attempt, *, saved=True, by_hand=False):
 
 
 def over(terminal, job_id, state="COMPLETED"):
-    terminal.answer("squeue", SQUEUE.format(job=job_id, state=state))
+    """What squeue says when it is asked about jobs; of a job by its name it knows nothing."""
+    told = SQUEUE.format(job=job_id, state=state)
+    terminal.answer("squeue", f'case "$*" in *--name=*) ;; *) {told} ;; esac')
 
 
 def test_a_run_that_saved_itself_goes_on_and_one_that_runs_is_left_alone(terminal, run):
@@ -460,12 +462,11 @@ AWAY = "echo 'allocation failure: Unable to contact slurm controller (connect fa
 def slurmctld(terminal, run, monkeypatch):
     """Lets it go away and come back; job 70 is over, and jobs that it does not know have no name."""
     monkeypatch.setattr(recognising, "SUBMISSION_GRACE_S", 0.0)
-    knows = f'case "$*" in *--name=*) ;; *) {SQUEUE.format(job=70, state="COMPLETED")} ;; esac'
     usual = (terminal.programs / "sbatch").read_text().partition("\n")[2]
 
     def is_there(*, there: bool) -> None:
         terminal.answer("sbatch", usual if there else AWAY)
-        terminal.answer("squeue", knows if there else AWAY)
+        over(terminal, 70) if there else terminal.answer("squeue", AWAY)
 
     is_there(there=True)
     pause(run, 1)

@@ -65,10 +65,12 @@ def _looked_for(
         job_id = _find(folder, attempt, site, outside)
     if job_id is not None:
         return _noted(folder, attempt, site, job_id)
+    now = store.current(folder)
+    if (now.number, now.state) != (attempt.number, attempt.state):
+        return now  # somebody submitted it meanwhile
     if attempt.reason != NOT_KNOWN:
         _note(folder, attempt, "broken off", reason=NOT_KNOWN)
-    now = store.current(folder)  # somebody may have submitted it meanwhile
-    return replace(now, claimed_by="", reason=NOT_KNOWN) if now == attempt else now
+    return replace(attempt, claimed_by="", reason=NOT_KNOWN)
 
 
 def _find(folder: RunFolder, attempt: Attempt, site: Site, outside: Outside) -> str | None:
