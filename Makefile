@@ -32,7 +32,7 @@ coverage: $(VENV)/.test  ## all tests with their lines counted, which takes half
 	$(BIN)/python -m pytest -m "slow or not slow" $(BESIDE) --cov --cov-report=term:skip-covered
 
 quick: $(VENV)/.test  ## all tests but the slow ones and those with Slurm or MPI
-	$(BIN)/python -m pytest -m "not slow and not slurm and not mpi"
+	$(BIN)/python -m pytest -m "not slow and not slurm and not mpi" $(BESIDE)
 
 check: lint quick  ## what to run before a commit
 

@@ -268,6 +268,7 @@ def test_resume_continues_from_the_newest_checkpoint(hpcdl, spec, tmp_path):
     assert hpcdl("resume", "last").returncode == 2
 
 
+@pytest.mark.slow
 def test_exported_weights_are_what_another_run_starts_from(hpcdl, spec, tmp_path):
     """Through the Hugging Face layout and back; the second run's path is relative to its experiment file."""
     assert hpcdl("submit", spec, "--wait", "--set", "checkpoint.every=6").returncode == 0

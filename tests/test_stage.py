@@ -77,6 +77,7 @@ def run(seed):
     return network
 
 
+@pytest.mark.slow
 def test_ten_thousand_schedules_finish():
     """Messages may overtake each other even between one pair of ranks."""
     for seed in range(10_000):

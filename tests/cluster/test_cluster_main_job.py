@@ -99,12 +99,14 @@ def test_four_ranks_over_two_nodes_train_the_curve_of_this_machine(hpcdl, submit
     assert sorted(hosts.values()) == [2, 2]
 
 
+@pytest.mark.slow
 def test_mpi_through_srun_trains_the_same_curve(hpcdl, submit):
     over_mpi = submit("--gpus", "4", "--nodes", "2", "--wait", *FEW, "--set", "communication.transport=mpi")
     over_gloo = submit("--gpus", "4", "--nodes", "2", "--wait", *FEW)
     assert losses(over_mpi) == pytest.approx(losses(over_gloo), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_job_that_waits_is_queued_and_can_be_cancelled(hpcdl, submit):
     first = submit("--nodes", "4", *ENDLESS)
     second = submit("--nodes", "4", *ENDLESS)

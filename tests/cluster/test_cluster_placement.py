@@ -135,6 +135,7 @@ def test_a_submission_from_inside_a_job_of_eight_tasks_is_not_reshaped(slurm_clu
     assert sorted(from_inside(slurm_cluster, tmp_path, "outside")) == ["0: 2 1 none 0,1", "1: 2 1 none 0,1"]
 
 
+@pytest.mark.slow
 def test_without_care_it_is(slurm_cluster, tmp_path):
     """What the test above would see if nothing were taken out: the rank of whoever submitted."""
     seen = from_inside(slurm_cluster, tmp_path, "inside")

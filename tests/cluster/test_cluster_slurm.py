@@ -243,6 +243,7 @@ def test_job_whose_node_is_lost_says_so(machine, tmp_path, slurm_cluster):
         slurm_cluster.run("scontrol", "update", "nodename=n1", "state=resume")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_stopped_under_a_running_step_leaves_no_process(slurm_cluster):
     """A slurmstepd outlives its slurmd if that ends at the wrong moment; two were found hours later."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:

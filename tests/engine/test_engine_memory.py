@@ -122,6 +122,7 @@ def test_stepped_on_the_host_the_device_holds_4_bytes_a_parameter(monkeypatch):
 
 
 @pytest.mark.parametrize(("precision", "each"), [("bf16", 2 + 4 + 12), ("fp32", 4 + 4 + 8)])
+@pytest.mark.slow
 def test_without_offload_all_of_it_is_on_the_device(monkeypatch, precision, each):
     parameters, counts = step_of(monkeypatch, "none", precision)
     assert peak(counts, "device") == pytest.approx(each * parameters, rel=0.02)
@@ -129,6 +130,7 @@ def test_without_offload_all_of_it_is_on_the_device(monkeypatch, precision, each
 
 
 @pytest.mark.parametrize(("precision", "each"), [("bf16", 2 + 2 + 12), ("fp32", 4 + 4 + 8)])
+@pytest.mark.slow
 def test_with_weights_on_the_host_the_device_holds_vectors_alone(monkeypatch, precision, each):
     """Of a matrix nothing is left there, however many there are; in fp32 it is its own master."""
     parameters, counts = step_of(monkeypatch, "parameters", precision)

@@ -81,6 +81,7 @@ def test_with_one_bucket_it_is_what_samo_says(monkeypatch, sparsity):
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9])
+@pytest.mark.slow
 def test_with_small_buckets_the_fp32_gradient_is_that_of_one(monkeypatch, sparsity):
     found, matrices, vectors = peak(monkeypatch, sparsity, bucket_mib=0.25)
     expected = (20 * (1 - sparsity) + 2) * matrices + 16 * vectors + 0.25 * 1024**2

@@ -20,7 +20,9 @@ def ask(run, attempt=1):
 
 
 @pytest.mark.parametrize(
-    "decomposition", [Decomposition(data=2), Decomposition(pipeline=2, microbatch=2)], ids=str
+    "decomposition",
+    [Decomposition(data=2), pytest.param(Decomposition(pipeline=2, microbatch=2), marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_run_that_is_asked_stops_saved_and_goes_on_to_the_same_losses(tmp_path, decomposition):
     whole = Run(tmp_path / "whole", decomposition, training=MANY).complete()

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from reliability.rows import scenario
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 slurm = partial(scenario, "Slurm")
 
 
@@ -20,7 +20,6 @@ def test_exit_7_of_rank_3(wide_drill, tell):
 
 
 @slurm("kill -9 of one rank", "rank 2, the first of the second node, is sent SIGKILL in step 8")
-@pytest.mark.slow
 def test_kill_9_of_rank_2(wide_drill, tell):
     wide_drill.trains()
     wide_drill.kill(2)
@@ -29,7 +28,6 @@ def test_kill_9_of_rank_2(wide_drill, tell):
 
 
 @slurm("kill -9 of a node's processes", "all of a node: its ranks and the daemon of Slurm above them")
-@pytest.mark.slow
 def test_kill_9_of_a_whole_node(wide_drill, tell, cluster):
     wide_drill.trains()
     wide_drill.kill_node("n2")

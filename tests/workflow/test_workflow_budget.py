@@ -25,6 +25,7 @@ def slurm(tmp_path, monkeypatch):
     return stand_in
 
 
+@pytest.mark.slow
 def test_200_runs_watched_for_ten_minutes_cost_no_more_questions_than_one(slurm, tmp_path):
     """They start, train and end at moments of their own; what is counted are starts of squeue."""
     folders, clock = runs(tmp_path, 200), Clock()
