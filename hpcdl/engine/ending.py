@@ -124,7 +124,7 @@ class Ending:
         except Exception as error:  # noqa: BLE001 - no more than the record may be lost
             quote(f"cannot write {self._record}: {error}")
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 stream.flush()
         if code == 0 and "mpi4py.MPI" in sys.modules and started_by_mpich(os.environ):
             faulthandler.dump_traceback_later(_LONGEST_EXIT_SECONDS, exit=True)

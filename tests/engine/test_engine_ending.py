@@ -84,6 +84,12 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_end(tmp_path):
     assert run(blocker, "sys.exit(7)").returncode == 7
 
 
+def test_who_closed_its_streams_leaves_its_record_all_the_same(tmp_path):
+    assert run(tmp_path, "sys.stdout.close(); sys.stderr.close(); raise OSError('bad disk')").returncode == 1
+    (record,) = read_exits(tmp_path)
+    assert (record.exception, record.reason) == ("OSError", "bad disk")
+
+
 def test_a_full_disk_does_not_swallow_the_record(tmp_path):
     """Room for it was taken at the start; without, a run that had ended so was told with srun's 143 and no culprit."""
     filling = f"sys.path.append({TESTS!r}); from disks import fill; fill(Path(sys.argv[1]) / 'ballast')"
