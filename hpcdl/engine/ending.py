@@ -39,7 +39,7 @@ _LONGEST_EXIT_SECONDS = 30  # then the stacks of all threads go to the log
 _GRACE_SECONDS = 2.0  # for the ranks that are to blame to write their records first
 
 
-def follow(words: str, hint: str) -> NoReturn:
+def end_after_culprit(words: str, hint: str) -> NoReturn:
     """End for what another rank ends for, when that has had time to write its record.
 
     A launcher may kill all others when the first is gone.

@@ -13,7 +13,7 @@ from typing import NoReturn
 import torch
 
 from hpcdl.engine.data_parallel import Gradients
-from hpcdl.engine.ending import follow
+from hpcdl.engine.ending import end_after_culprit
 from hpcdl.engine.groups import Groups
 from hpcdl.engine.optim import clip
 from hpcdl.engine.optim.bucket import Chunk
@@ -155,7 +155,7 @@ class Update:
         words = f"{what} in step {step}, on rank {first}"
         if first == own:
             raise EngineError(words, _DIVERGED)
-        follow(words, _DIVERGED)
+        end_after_culprit(words, _DIVERGED)
 
     def counters(self) -> dict[str, float]:
         """What must be kept beside the parts of the flat memory; the same on all ranks."""

@@ -121,6 +121,14 @@ def misfit():
     return Program([lambda: nn.Linear(2, 3), nn.Tanh, lambda: nn.Linear(5, 1)], summed, data)
 
 
+def silent():
+    class Unwritten(nn.Module):
+        def forward(self, value):
+            raise NotImplementedError
+
+    return Program([Unwritten], summed, samples(4, 1))
+
+
 def normed():
     return Program([lambda: nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2))], summed, samples(4, 1))
 
@@ -372,6 +380,7 @@ def built(settings, **degrees):
         ({"function": "normed"}, "layer 0 of the program holds BatchNorm1d"),
         ({"costs": [1, 2]}, "gives 2 costs for 7 layers"),
         ({"function": "misfit"}, "layer 2 of the program cannot take what comes before it: .*3.*5"),
+        ({"function": "silent"}, "layer 0 .* cannot take what comes before it: NotImplementedError"),
         ({"function": "tied"}, "layers 0 and 2 of the program share the parameter weight"),
         ({"function": "ready", "as_function": True}, "layer 0 .* has parameters without values"),
         ({"function": "ready", "as_function": False}, "layer 0 of the program is a module"),

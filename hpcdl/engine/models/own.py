@@ -177,9 +177,10 @@ def _own(owners: dict[nn.Parameter, int], layer: nn.Module, index: int) -> None:
 def _through(layer: nn.Module, index: int, value: Any) -> Any:
     try:
         return layer(value)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise EngineError(
-            f"layer {index} of the program cannot take what comes before it: {str(error).splitlines()[0]}",
+            f"layer {index} of the program cannot take what comes before it: {why}",
             "shapes are found by a forward on torch's meta device with one sample of the data",
         ) from error
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch.distributed.distributed_c10d import Store
 
-from hpcdl.engine.ending import follow
+from hpcdl.engine.ending import end_after_culprit
 from hpcdl.engine.metrics import Recorder
 from hpcdl.engine.preflight import observing, pairing
 from hpcdl.engine.preflight.council import Council
@@ -150,7 +150,7 @@ class Preflight:
         self._council.await_heard()
         if place.rank in told.ranks:
             raise told.error(place.host)
-        follow(f"the pre-flight refused {told.words}", "the logs of those ranks say the same")
+        end_after_culprit(f"the pre-flight refused {told.words}", "the logs of those ranks say the same")
 
     def _write(self, reached: Verdict, *, last: bool) -> None:
         found, event = self._placement, self._subject.recorder.event
