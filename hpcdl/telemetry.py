@@ -202,6 +202,10 @@ def write_whole(path: Path, content: str) -> None:
         OSError: it cannot be written; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, content)
+
+
+def _replace(path: Path, content: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(content, encoding="utf-8")
@@ -212,33 +216,46 @@ def write_whole(path: Path, content: str) -> None:
         raise
 
 
-def reserve_exit(path: Path) -> None:
-    """Take the room of an exit record while there is some: a full disk is what many ranks end by.
+class ExitFile:
+    """The exit record of one rank, for which room is taken while there is some.
+
+    A full disk is what many ranks end by. And the folder is held open: if it is moved, the record goes along.
+
+    Args:
+        path: of the record; its folder is made.
 
     Raises:
-        OSError: there is none, or no such folder.
+        OSError: there is no room, or the folder cannot be made.
     """
-    _reserved(path).write_bytes(b" " * _EXIT_BYTES)
 
+    def __init__(self, path: Path) -> None:
+        self._name, self._reserved = path.name, f".{path.name}.reserved"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._fill(b" " * _EXIT_BYTES)
+        except OSError:
+            os.close(self._folder)
+            raise
 
-def write_exit(path: Path, record: ExitRecord) -> None:
-    """Write the exit record of one rank, atomically; where room for it was reserved, into that.
+    def write(self, record: ExitRecord) -> None:
+        """Write it, atomically; once.
 
-    Raises:
-        OSError: it cannot be written.
-    """
-    content = json.dumps(asdict(record)) + "\n"
-    try:
-        with _reserved(path).open("r+b") as file:
-            file.write(content.encode().ljust(_EXIT_BYTES))
-    except FileNotFoundError:
-        write_whole(path, content)
-    else:
-        _reserved(path).replace(path)
+        Raises:
+            OSError: it cannot be written.
+        """
+        content = json.dumps(asdict(record)) + "\n"
+        self._fill(content.encode().ljust(_EXIT_BYTES))
+        os.replace(self._reserved, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        os.close(self._folder)
 
+    def _fill(self, content: bytes) -> None:
+        with open(self._reserved, "wb", opener=self._open) as file:
+            file.write(content)
 
-def _reserved(path: Path) -> Path:
-    return path.with_name(f".{path.name}.reserved")
+    def _open(self, name: str, _: int) -> int:
+        """Without giving up the room that the file has."""
+        return os.open(name, os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=self._folder)
 
 
 def read_exits(folder: Path) -> list[ExitRecord]:
@@ -265,8 +282,12 @@ def beat_seconds(ranks: int, often: float = BEAT_S) -> float:
 
 
 def write_heartbeat(path: Path, heartbeat: Heartbeat) -> None:
-    """Write one sign of life, atomically."""
-    write_whole(path, json.dumps(asdict(heartbeat)) + "\n")
+    """Write one sign of life, atomically, into a folder that is there: one that was moved is not made again.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _replace(path, json.dumps(asdict(heartbeat)) + "\n")
 
 
 def read_heartbeat(path: Path) -> Heartbeat | None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdl.telemetry import (
+    ExitFile,
     ExitRecord,
     Heartbeat,
     RunEvent,
@@ -20,7 +21,6 @@ from hpcdl.telemetry import (
     read_heartbeat,
     read_last,
     read_tail,
-    write_exit,
     write_heartbeat,
     write_whole,
 )
@@ -66,7 +66,7 @@ def test_parse_passes_over_torn_and_foreign_lines_and_unknown_keys():
 
 def test_exit_records_round_trip_in_rank_order(tmp_path):
     for rank in (11, 2):
-        write_exit(tmp_path / f"rank-{rank:05d}.json", ExitRecord(rank, "n1", 1.0, 0))
+        ExitFile(tmp_path / f"rank-{rank:05d}.json").write(ExitRecord(rank, "n1", 1.0, 0))
     (tmp_path / "rank-00003.json").write_text("{")
     assert [record.rank for record in read_exits(tmp_path)] == [2, 11]
     assert not list(tmp_path.glob(".*"))

@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 from hpcdl.engine.log import quote, say
 from hpcdl.engine.ranks import host_name, started_by_mpich
 from hpcdl.errors import HpcdlError, PeerLostError
-from hpcdl.telemetry import Blamed, ExitRecord, reserve_exit, write_exit
+from hpcdl.telemetry import Blamed, ExitFile, ExitRecord
 
 _REASON_LENGTH = 300
 _LONGEST_EXIT_SECONDS = 30  # then the stacks of all threads go to the log
@@ -66,8 +66,9 @@ class Ending:
         self._record = record
         self._rank = rank
         self._decided = threading.Lock()
+        self._file: ExitFile | None = None
         with suppress(OSError):  # it may have room when it ends
-            reserve_exit(record)
+            self._file = ExitFile(record)
 
     def watch_sigterm(self) -> None:
         """From here on SIGTERM ends this process with its record; call from the main thread."""
@@ -120,7 +121,8 @@ class Ending:
         self._decided.acquire()  # never released: a second ender waits until the first has left
         record = ExitRecord(self._rank, host_name(), time.time(), code)
         try:
-            write_exit(self._record, replace(record, **told))
+            file = self._file or ExitFile(self._record)
+            file.write(replace(record, **told))
         except Exception as error:  # noqa: BLE001 - no more than the record may be lost
             quote(f"cannot write {self._record}: {error}")
         for stream in (sys.stdout, sys.stderr):

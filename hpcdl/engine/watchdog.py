@@ -82,6 +82,8 @@ class Watchdog:
         return suspecting.patience(self._asked, self._pulse.step_seconds, self._timeout)
 
     def __enter__(self) -> Self:
+        with suppress(OSError):  # whoever cannot write there shows no sign of life
+            self._post.heartbeat(self._place.rank).parent.mkdir(parents=True, exist_ok=True)
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
         return self
 

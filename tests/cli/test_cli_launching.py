@@ -7,7 +7,7 @@ import pytest
 
 from hpcdl.placement import Device, Finding, Host, Nic, Placement, Seat
 from hpcdl.runs import store
-from hpcdl.telemetry import ExitRecord, RunEvent, append, write_exit
+from hpcdl.telemetry import ExitFile, ExitRecord, RunEvent, append
 from hpcdl.workflow.studies import preparing, studying
 
 SEATS = tuple(
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_told_by_its_name(hpcdl, folder):
 def test_a_failure_tells_the_device_of_its_rank(hpcdl, folder):
     written(folder, GOOD)
     store.note(folder, "observed", 2, state="failed", exit_code=7, reason="")
-    write_exit(folder.rank_exit(2, 3), ExitRecord(3, "n1", time.time(), 7))
+    ExitFile(folder.rank_exit(2, 3)).write(ExitRecord(3, "n1", time.time(), 7))
     told = hpcdl("status", "last", "--json")
     assert json.loads(told.out)["first_failure"]["device"] == "1 (H100 GPU-3)"
     assert "first failure: rank 3 on n1, device 1 (H100 GPU-3): exit code 7" in hpcdl("status", "last").out

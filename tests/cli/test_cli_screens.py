@@ -12,7 +12,7 @@ from hpcdl.cli import render, screens
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.sites.site import Site
-from hpcdl.telemetry import ExitRecord, StepRecord, append, write_exit
+from hpcdl.telemetry import ExitFile, ExitRecord, StepRecord, append
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_names_and_words_are_shown_letter_by_letter(hpcdl, tmp_path):
     run = prepared(tmp_path / "a")
     lived(run, 1, 0, 5, "failed")
     said = "fe80:1::a:b:1 said [red]no[/] at C:\\"
-    write_exit(run.rank_exit(1, 0), ExitRecord(0, "n[0]", BEGAN, 1, None, "OSError", said))
+    ExitFile(run.rank_exit(1, 0)).write(ExitRecord(0, "n[0]", BEGAN, 1, None, "OSError", said))
     old = run.path.rename(tmp_path / "run [old]")
     lines = hpcdl("status", old).out.splitlines()
     assert lines[0].startswith("run [old]  failed")
@@ -208,7 +208,7 @@ def test_words_of_a_failed_program_move_no_cursor(hpcdl, tmp_path):
     run = prepared(tmp_path)
     lived(run, 1, 0, 30, "failed")
     said = ExitRecord(0, "n0\x1b[31m", BEGAN + 30, 1, exception="E", reason="boom \x1b[2J\nsecond line")
-    write_exit(run.rank_exit(1, 0), said)
+    ExitFile(run.rank_exit(1, 0)).write(said)
     run.rank_log(1, 0).write_text("E: boom \x1b[2J\n")
     shown = hpcdl("status", run.path)
     assert "boom" in shown.out

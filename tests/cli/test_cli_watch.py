@@ -22,7 +22,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from runs.written import BEGAN, chained, lived, prepared, trained
+from runs.written import BEGAN, chained, lived, prepared, signed, trained
 
 from hpcdl.cli import braille
 from hpcdl.cli.frames import Size, frame
@@ -31,7 +31,7 @@ from hpcdl.runs import store
 from hpcdl.runs.record import Attempt, RunState
 from hpcdl.runs.reports.live import Watcher
 from hpcdl.runs.reports.signs import Sign
-from hpcdl.telemetry import Heartbeat, RunEvent, append, write_heartbeat
+from hpcdl.telemetry import Heartbeat, RunEvent, append
 
 LONG_S = 120
 
@@ -190,8 +190,8 @@ def test_time_left_of_the_walltime_and_ranks_that_lag_are_shown(tmp_path):
     run = prepared(tmp_path, "training.steps=100")
     lived(run, 1, 0, 0, "running")
     trained(run, [5.0, 4.0, 3.0, 2.0])
-    write_heartbeat(run.heartbeat(1, 0), sign(0, 14))
-    write_heartbeat(run.heartbeat(1, 1), sign(1, 4, still=70.0))
+    signed(run, 1, sign(0, 14))
+    signed(run, 1, sign(1, 4, still=70.0))
     attempt = Attempt(1, "71", RunState.RUNNING)
     text = "\n".join(drawn(Watcher(run).look(attempt, BEGAN + 120)))
     assert "runs for 00:02:00, walltime left 00:03:00" in text
@@ -233,7 +233,7 @@ def shown(tmp_path_factory):
     run.logs(2).mkdir()
     run.rank_log(2, 0).write_text("a line of the log \x1b[2J of 学 letters " * 30 + "\n")
     run.job_log(2).write_text("the script says\n" * 9)
-    write_heartbeat(run.heartbeat(2, 0), sign(0, 40))
+    signed(run, 2, sign(0, 40))
     return Watcher(run).look(Attempt(2, "72", RunState.RUNNING), BEGAN + 130)
 
 

@@ -23,9 +23,9 @@ ending.watch_sigterm()
 """
 
 
-def run(folder, work):
+def run(folder, work, **options):
     command = [sys.executable, "-c", START + f"def work():\n    {work}\nending.guard(work)", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **options)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_words_that_no_file_can_hold_do_not_cost_the_record(tmp_path, letter):
 
 
 def test_a_record_that_cannot_be_made_keeps_no_process_from_ending(tmp_path):
-    """Whatever write_exit raised that was no OSError, the process was left without a way to end."""
-    work = "import hpcdl.engine.ending as e; e.write_exit = lambda *_: 1 / 0; sys.exit(7)"
+    """Whatever was raised that was no OSError, the process was left without a way to end."""
+    work = "import hpcdl.engine.ending as e; e.ExitFile.write = lambda *_: 1 / 0; sys.exit(7)"
     result = run(tmp_path, work)
     assert result.returncode == 7
     assert "rank-00003.json: division by zero" in result.stderr
@@ -97,6 +97,25 @@ def test_a_full_disk_does_not_swallow_the_record(tmp_path):
         assert run(disk, f"{filling}; sys.exit(7)").returncode == 7
         (record,) = read_exits(disk)
     assert (record.rank, record.exit_code) == (3, 7)
+
+
+def test_the_record_goes_along_with_a_folder_that_is_moved(tmp_path):
+    """The ranks of a run that was moved made its old folder anew for their records, and nobody read them."""
+    (tmp_path / "run").mkdir()
+    assert (
+        run(tmp_path / "run", "Path(sys.argv[1]).rename('moved'); sys.exit(7)", cwd=tmp_path).returncode == 7
+    )
+    (record,) = read_exits(tmp_path / "moved")
+    assert record.exit_code == 7
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_was_full_at_the_start_has_room_for_the_record_later(tmp_path):
+    work = "(Path(sys.argv[1]).parent / 'disk').unlink(); sys.exit(7)"
+    (tmp_path / "disk").write_text("no folder")
+    assert run(tmp_path / "disk", work).returncode == 7
+    (record,) = read_exits(tmp_path / "disk")
+    assert record.exit_code == 7
 
 
 ON_FULL_DISK = (

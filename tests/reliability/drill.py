@@ -26,7 +26,7 @@ from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.failures.diagnosis import diagnose
 from hpcdl.runs.record import RunState, attempts
-from hpcdl.telemetry import RunEvent, StepRecord, read
+from hpcdl.telemetry import RunEvent, StepRecord, read, read_exits
 from hpcdl.workflow.states import following
 
 STEPS, EVERY, HELD = 12, 3, 7
@@ -189,6 +189,10 @@ class Drill:
         """Whether no rank of the first attempt is left; one that is let go may still come to its last step."""
         return all(variables.get("HPCDL_ATTEMPT") != "1" for variables in self.processes().values())
 
+    def outlast_answers(self) -> None:
+        """Wait until what the scheduler last said is too old to be told again."""
+        time.sleep(following.site_of(self.folder).scheduler.poll_seconds)
+
     # --- what is seen
 
     def records(self, rank: int = 0) -> list[StepRecord]:
@@ -213,6 +217,11 @@ class Drill:
         if self.clock:
             return self.status()["state"] not in ("queued", "running")
         return self.state().over
+
+    def first_to_end(self) -> int:
+        """The rank of the newest attempt whose record is the earliest."""
+        exits = read_exits(self.folder.exits(store.current(self.folder).number))
+        return min(exits, key=lambda record: record.time).rank
 
     def state(self) -> RunState:
         """Of the run; as last seen, where nobody answers."""

@@ -156,6 +156,7 @@ def test_server_down_during_status(drill, tell, server):
     drill.trains()
     before = drill.status()
     server.switch(away=True)
+    drill.outlast_answers()
     answer = drill.hpcdl("status", drill.folder.path, "--json")
     assert answer.returncode == 4
     assert "PBS does not answer" in answer.stderr

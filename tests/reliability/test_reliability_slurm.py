@@ -133,6 +133,7 @@ def test_controller_down_during_status(drill, tell, cluster):
     drill.trains()
     before = drill.status()
     with without_controller(cluster):
+        drill.outlast_answers()
         answer = drill.hpcdl("status", drill.folder.path, "--json")
         assert answer.returncode == 4
         assert "Slurm does not answer" in answer.stderr

@@ -1,17 +1,19 @@
 """A rank that could not leave a record is named by those that waited for it, or by what it last told."""
 
+from dataclasses import replace
 from signal import SIGKILL, SIGTERM
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs.written import signed
 
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.blame import Evidence, describe, first_failure
 from hpcdl.runs.failures.causes import Clues, cause_of
 from hpcdl.runs.record import Attempt, RunState
-from hpcdl.telemetry import Blamed, ExitRecord, Heartbeat, read_exits, write_exit, write_heartbeat
+from hpcdl.telemetry import Blamed, ExitFile, ExitRecord, Heartbeat, read_exits
 
 SIGN = Heartbeat(
     1, "n7", 9, 12, "data", "", waiting=False, moves=9, still=0.0, patience=600.0, place="own.py:4 in f"
@@ -83,11 +85,11 @@ def test_the_cause_is_a_hang_however_it_was_found(culprit, log):
 def test_whom_a_rank_blames_survives_its_file(tmp_path):
     folder = RunFolder(tmp_path)
     record = lost(0, Blamed(1, "n1", "no sign of life for 6 s"))
-    write_exit(folder.rank_exit(1, 0), record)
-    write_exit(folder.rank_exit(1, 2), told_to_end(2))
+    ExitFile(folder.rank_exit(1, 0)).write(record)
+    ExitFile(folder.rank_exit(1, 2)).write(told_to_end(2))
     assert read_exits(folder.exits(1)) == [record, told_to_end(2)]
-    write_heartbeat(folder.heartbeat(1, 1), SIGN)
-    write_heartbeat(folder.heartbeat(1, 2), SIGN)
+    for rank in (1, 2):
+        signed(folder, 1, replace(SIGN, rank=rank))
     folder.job_exit(1).write_text('{"exit_code": 1}')
     assert store.evidence(folder, 1, 4).signs == {1: SIGN}
     folder.heartbeat(1, 1).write_text("{torn")

@@ -3,24 +3,23 @@
 import math
 import os
 
-from runs.written import BEGAN, lived, prepared, trained
+from runs.written import BEGAN, lived, prepared, signed, trained
 
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs.record import Attempt, RunState
 from hpcdl.runs.reports.live import Watcher
 from hpcdl.runs.reports.signs import Sign, signs, troubles
-from hpcdl.telemetry import Heartbeat, StepRecord, append, write_heartbeat
+from hpcdl.telemetry import Heartbeat, StepRecord, append
 
 NOW = 1_000_000.0
 
 
 def beat(run: RunFolder, rank: int, step: int, at: float, attempt: int = 1) -> None:
     """A heartbeat of a rank, written so many seconds after ``NOW``."""
-    path = run.heartbeat(attempt, rank)
     sign = Heartbeat(
         rank, f"n{rank}", 3, step, "pipeline", "", waiting=False, moves=9, still=0.0, patience=None
     )
-    write_heartbeat(path, sign)
+    path = signed(run, attempt, sign)
     os.utime(path, (NOW + at, NOW + at))
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs.written import signed
 
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs.nodes.stragglers import FEWEST, Work, histories, slow, stragglers
@@ -13,7 +14,7 @@ from hpcdl.runs.nodes.working import works
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment, Rendezvous, ResolvedRun
 from hpcdl.spec.job import Layout
-from hpcdl.telemetry import Heartbeat, RunEvent, StepRecord, append, write_heartbeat
+from hpcdl.telemetry import Heartbeat, RunEvent, StepRecord, append
 
 A_HOST = 4  # ranks
 
@@ -135,7 +136,7 @@ def written(path, attempts, steps=100):
             sign = Heartbeat(
                 rank, f"{letter}{rank}", 9, 9, "", "", waiting=False, moves=9, still=0.0, patience=None
             )
-            write_heartbeat(folder.heartbeat(attempt, rank), sign)
+            signed(folder, attempt, sign)
             for step in range(steps * (attempt - 1), steps * attempt):
                 own = (1 + rank // 2) * (2.0 if rank == 3 else 1.0)
                 seconds = {"compute": own - 0.25, "optimizer": 0.25, "idle": 5.0 - own, "all_reduce": 1.0}

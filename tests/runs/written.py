@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from hpcdl.run_folder import RunFolder
-from hpcdl.telemetry import ExitRecord, RunEvent, StepRecord, append, write_exit
+from hpcdl.telemetry import ExitFile, ExitRecord, Heartbeat, RunEvent, StepRecord, append, write_heartbeat
 from hpcdl.workflow.studies import preparing, studying
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -38,7 +38,7 @@ def lived(folder: RunFolder, number: int, begin: float, end: float, state: str) 
     folder.job_exit(number).write_text(f'{{"exit_code": {code}}}\n')
     os.utime(folder.job_exit(number), (BEGAN + end, BEGAN + end))
     for rank in range(2):
-        write_exit(folder.rank_exit(number, rank), ExitRecord(rank, f"n{rank}", BEGAN + end, code))
+        ExitFile(folder.rank_exit(number, rank)).write(ExitRecord(rank, f"n{rank}", BEGAN + end, code))
 
 
 def trained(
@@ -73,3 +73,11 @@ def chained(folder: Path) -> RunFolder:
     lived(run, 2, 100, 140, "completed")
     trained(run, [5 - 0.1 * step for step in range(16, 41)], first=16, begin=100, attempt=2)
     return run
+
+
+def signed(folder: RunFolder, attempt: int, sign: Heartbeat) -> Path:
+    """The file of a sign of life that a rank left."""
+    path = folder.heartbeat(attempt, sign.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_heartbeat(path, sign)
+    return path

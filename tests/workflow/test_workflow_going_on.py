@@ -21,7 +21,7 @@ from hpcdl.runs.claimant import Claimant
 from hpcdl.runs.record import RunState
 from hpcdl.schedulers.base import After
 from hpcdl.schedulers.directives import account, spec
-from hpcdl.telemetry import ExitRecord, RunEvent, append, write_exit
+from hpcdl.telemetry import ExitFile, ExitRecord, RunEvent, append
 from hpcdl.workflow.jobs import going_on, submitting
 from hpcdl.workflow.states import following, recognising
 from hpcdl.workflow.states.asking import Outside
@@ -190,7 +190,7 @@ def test_a_job_that_was_told_to_end_at_its_limit_is_timed_out_before_its_schedul
     ("exception", "goes_on"), [("HangError", True), ("BadNodeError", True), ("ConnectionError", False)]
 )
 def test_a_job_that_failed_carries_on_if_the_engine_ended_it_itself(terminal, run, exception, goes_on):
-    write_exit(run.rank_exit(1, 1), ExitRecord(1, "n2", time.time(), 1, None, exception, "it was"))
+    ExitFile(run.rank_exit(1, 1)).write(ExitRecord(1, "n2", time.time(), 1, None, exception, "it was"))
     run.job_exit(1).write_text('{"exit_code": 143}')
     step = going_on.advance_from_job(run, 1, "badly")
     assert isinstance(step.decision, GoOn if goes_on else Stop)
@@ -371,7 +371,7 @@ def test_who_watches_asks_about_a_job_that_its_start_alone_tells_of_by_its_clust
 
 def test_a_claim_of_which_nothing_came_ends_no_chain(terminal, run):
     """What counts is why the attempt before it ended."""
-    write_exit(run.rank_exit(1, 1), ExitRecord(1, "n2", time.time(), 1, None, "HangError", "it stood"))
+    ExitFile(run.rank_exit(1, 1)).write(ExitRecord(1, "n2", time.time(), 1, None, "HangError", "it stood"))
     run.job_exit(1).write_text('{"exit_code": 143}')
     over(terminal, 70, "FAILED")
     submitting.refresh([run])
