@@ -124,7 +124,7 @@ export PBS_NODEFILE="$hpcdl_hosts/nodes" # pbsdsh tells the first host of none
 
 # One process a rank of this host. The first that fails ends the others.
 hpcdl_step() {
-  local index pid tick code=0 stopped=0 ranks=()
+  local index pid tick ended code=0 stopped=0 ranks=()
   trap 'stopped=1' TERM
   for ((index = 0; index < 4; index++)); do
     RANK=$((${hpcdl_first_rank:-0} + index)) LOCAL_RANK=$index WORLD_SIZE=256 /opt/hpcdl/bin/python -m hpcdl.engine /scratch/runs/sample-1 &
@@ -136,7 +136,11 @@ hpcdl_step() {
   while [ "$code$stopped" = 00 ] && kill -s 0 "${ranks[@]}" 2>/dev/null; do
     read -r -t 0.1 -u "$tick"
     for pid in "${ranks[@]}"; do
-      kill -s 0 "$pid" 2>/dev/null || wait "$pid" || code=$((code ? code : $?))
+      kill -s 0 "$pid" 2>/dev/null || wait "$pid" || {
+        ended=$?
+        # A rank that crashed or was killed tells more than one that ended at once for want of it.
+        ((code == 0 || (code < 128 && ended > 128 && ended != 143))) && code=$ended
+      }
     done
   done
   hpcdl_end_ranks "${ranks[@]}"
