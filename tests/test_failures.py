@@ -52,7 +52,7 @@ def prepared(spec, *settings):
     return preparing.prepare(study, spec.parent / "runs")[0]
 
 
-def end_of(folder, seconds=60):
+def end_of(folder, seconds=200):
     """The attempt and what is known of its failure, when it is over."""
     deadline = time.monotonic() + seconds
     while not (attempt := following.refresh([folder])[0]).state.over:

@@ -138,7 +138,7 @@ def test_a_slow_checkpoint_is_no_hang(run, rank):
 
 
 def test_a_checkpoint_that_never_ends_is_one(run):
-    folder = run("checkpoint", 1, "checkpoint={every: 2}", limit=1)
+    folder = run("checkpoint", 1, "checkpoint={every: 2}", limit=3)
     attempt, found = end_of(folder, 240)
     assert attempt.state is RunState.FAILED
     assert found.culprit.rank == 1

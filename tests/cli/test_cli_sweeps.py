@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -278,7 +279,7 @@ def test_waiting_outlives_a_scheduler_that_is_away(hpcdl, prepared, monkeypatch,
         for folder in folders if len(pauses) == 3 else ():
             store.note(folder, "observed", 2, state="completed", reason="")
 
-    monkeypatch.setattr("hpcdl.cli.sweeps.submitting.time.sleep", sleep)
+    monkeypatch.setattr("hpcdl.cli.sweeps.submitting.time", SimpleNamespace(sleep=sleep))
     done = hpcdl("resume", name, "--wait")
     assert done.code == 0, done.err
     assert done.err.count("Unable to contact") == 1
@@ -301,7 +302,7 @@ def test_waiting_outlives_a_submission_whose_answer_is_lost(hpcdl, prepared, mon
         return 4
 
     monkeypatch.setattr(Stay, "go_on", go_on)
-    monkeypatch.setattr("hpcdl.cli.sweeps.submitting.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("hpcdl.cli.sweeps.submitting.time", SimpleNamespace(sleep=lambda seconds: None))
     done = hpcdl("resume", name, "--wait")
     assert (done.code, done.err.count("Slurm gave no answer")) == (0, 1)
     assert "4 completed" in done.out

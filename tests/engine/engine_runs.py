@@ -105,7 +105,7 @@ def finished(processes, seconds=120):
     return [process.wait(timeout=seconds) for process in processes]
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=200):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"did not happen within {seconds} s"

@@ -36,7 +36,7 @@ def in_threads(
     ranks: int, work: Callable[[Transport], Any], door: Callable[[World, int], Transport] = MemoryTransport
 ) -> list[Any]:
     """The answers of ``work`` on every rank, by rank; the first failure is raised."""
-    world = World(ranks, timeout_seconds=20)
+    world = World(ranks, timeout_seconds=120)
     answers: list[Any] = [None] * ranks
     failures: list[Exception] = []
 

