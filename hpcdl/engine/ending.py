@@ -81,8 +81,9 @@ class Ending:
     def _await_sigterm(self, pipe: int) -> None:
         while os.read(pipe, 1)[0] != signal.SIGTERM:
             pass  # another signal with a handler of its own
+        self._decide()
         say("terminated by SIGTERM")
-        self._end(128 + signal.SIGTERM, signal=signal.SIGTERM, reason="terminated by SIGTERM")
+        self._leave(128 + signal.SIGTERM, signal=signal.SIGTERM, reason="terminated by SIGTERM")
 
     def guard(self, work: Callable[[], None]) -> NoReturn:
         """Do ``work`` and end this process with its outcome."""
@@ -117,8 +118,14 @@ class Ending:
         self._end(1, time=when, exception=exception, reason=reason, blamed=blamed)
 
     def _end(self, code: int, **told: Any) -> NoReturn:
-        """Leave with ``code`` and a record of what is ``told``, by the names of its fields."""
+        self._decide()
+        self._leave(code, **told)
+
+    def _decide(self) -> None:
         self._decided.acquire()  # never released: a second ender waits until the first has left
+
+    def _leave(self, code: int, **told: Any) -> NoReturn:
+        """Leave with ``code`` and a record of what is ``told``, by the names of its fields."""
         record = ExitRecord(self._rank, host_name(), time.time(), code)
         try:
             file = self._file or ExitFile(self._record)

@@ -12,7 +12,7 @@ from hpcdl.run_folder import NOBODY, RunFolder
 from hpcdl.runs import claims
 from hpcdl.runs.claimant import claimant, this_process
 from hpcdl.runs.record import Attempt, RunState
-from hpcdl.runs.store import writing
+from hpcdl.runs.store import current, writing
 
 CLAIM_EXPIRES_S = 180.0
 """After this a claim of a process that cannot be seen from here counts as abandoned: what it does between
@@ -95,7 +95,8 @@ def _leave_behind(folder: RunFolder, attempt: Attempt) -> None:
         UsageError: the run folder cannot be written.
     """
     run, number = folder.path.name, attempt.number
-    if attempt.state is RunState.PREPARED and is_under_way(folder, attempt):
+    in_vain = is_under_way(folder, attempt) or _was_submitted(folder, attempt)
+    if attempt.state is RunState.PREPARED and in_vain:
         raise ClaimedError(
             f"{run}: attempt {number} is being submitted by {who(folder, number)}",
             f"nothing was submitted here; hpcdl status {run} tells what becomes of it",
@@ -106,6 +107,12 @@ def _leave_behind(folder: RunFolder, attempt: Attempt) -> None:
         given_up = claims.give_up(folder, number)
     if not given_up and attempt.state in _NEVER_RAN:
         raise ClaimedError(f"{run} has just started; see hpcdl status {run}")
+
+
+def _was_submitted(folder: RunFolder, attempt: Attempt) -> bool:
+    """Whether whoever claimed an attempt ended because it has submitted it since."""
+    now = current(folder)
+    return (now.number, now.state) != (attempt.number, RunState.PREPARED)
 
 
 def check_mine(folders: Sequence[RunFolder], attempt: int) -> None:

@@ -71,6 +71,15 @@ def test_a_record_that_cannot_be_made_keeps_no_process_from_ending(tmp_path):
     assert "rank-00003.json: division by zero" in result.stderr
 
 
+def test_sigterm_is_not_said_by_a_rank_that_is_leaving_already(tmp_path):
+    """Its peers had it ended for their own end, and the last line of the culprit's log was of that."""
+    slowly = "lambda *_: os.kill(os.getpid(), 15) or time.sleep(0.5)"
+    result = run(
+        tmp_path, f"import os, hpcdl.engine.ending as e; e.ExitFile.write = {slowly}; raise ValueError('bad')"
+    )
+    assert (result.returncode, "SIGTERM" in result.stdout + result.stderr) == (1, False)
+
+
 def test_a_failure_is_told_in_the_log(tmp_path):
     assert "ValueError: bad value" in run(tmp_path, "raise ValueError('bad value')").stderr
     told = run(tmp_path, "raise EngineError('no text', 'give some')").stderr

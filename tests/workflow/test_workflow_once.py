@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hpcdl import shell
-from hpcdl.errors import NoAnswerError, SchedulerError, UsageError
+from hpcdl.errors import ClaimedError, NoAnswerError, SchedulerError, UsageError
 from hpcdl.run_folder import NOBODY
 from hpcdl.runs import claims, store
 from hpcdl.runs.claimant import this_process
@@ -154,6 +154,16 @@ def test_a_submission_that_goes_on_is_neither_resumed_nor_cancelled(slurm, run):
         other.wait()
     assert submitting.resume(run) == "70"
     assert store.current(run).number == 2
+
+
+def test_who_submitted_it_since_one_looked_is_not_taken_for_dead(slurm, run):
+    """Its process had ended meanwhile, all done: the attempt was given up, and another was submitted."""
+    gone(run)
+    seen = store.current(run)
+    store.note(run, "submitted", 1, job_id="70", place=str(run.path))
+    with pytest.raises(ClaimedError, match="attempt 1 is being submitted by process"):
+        claiming.next_attempt(run, seen)
+    assert claims.starts(run) == {}
 
 
 # --- broken off
