@@ -30,6 +30,12 @@ def fill(path):
             pass
 
 
+def begin_page(path):
+    """Begin a page at the end of a file of lines, in which there is room however full the disk becomes."""
+    with path.open("ab") as file:
+        file.write(b"\n" * (-file.tell() % mmap.PAGESIZE + 1))
+
+
 def fill_page(path):
     """Leave no room in the last page of a file of lines either."""
     with path.open("ab") as file:

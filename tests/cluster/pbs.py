@@ -93,6 +93,11 @@ class PbsCluster:
         self.site.write_text(_SITE.format(hosts=len(self.hosts), cpus=CPUS))
         memory = '{"last": 0, "jobs": {}, "switches": {"history": true, "away": false, "frozen": false, "full": false}}'
         (self.folder / "table.json").write_text(memory)
+        # The profile of this stand-in's user: programs and packages are found as a site's are.
+        (self.folder / "home" / ".bash_profile").write_text(
+            f"export STANDIN_PBS='{self.folder}' PATH='{self.folder}/bin:'$PATH\n"
+            f"export PYTHONPATH='{os.environ.get('PYTHONPATH', '')}'\n"
+        )
         self._thread.start()
         return self
 
@@ -128,8 +133,11 @@ class PbsCluster:
         """All processes that a job has on one of its hosts are gone; of the first, the server notices."""
         with memory_of.table(self.folder) as memory:
             memory["jobs"][job_id]["_lost"] = number == 0
-            for pid in self._processes(job_id, hosts={number}):
-                os.kill(pid, signal.SIGKILL)
+            lost = list(self._processes(job_id, hosts={number}))
+            for sign in (signal.SIGSTOP, signal.SIGKILL):  # so that none sees another die
+                for pid in lost:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, sign)
 
     def _serve(self) -> None:
         while not self._ended.wait(_TURN_S):
@@ -171,11 +179,6 @@ class PbsCluster:
         } | job["Variable_List"]  # fmt: skip
         if "array_index" in job:
             environment |= {"PBS_ARRAY_INDEX": str(job["array_index"]), "PBS_ARRAY_ID": job["array_id"]}
-        # The profile of this stand-in's user: programs and packages are found as a site's are.
-        (home / ".bash_profile").write_text(
-            f"export STANDIN_PBS='{self.folder}' PATH='{self.folder}/bin:'$PATH\n"
-            f"export PYTHONPATH='{os.environ.get('PYTHONPATH', '')}'\n"
-        )
         with Path(job["Output_Path"].partition(":")[2]).open("ab") as log:
             # A login shell that reads the script's name, as the server's daemon starts it.
             shell = subprocess.Popen(

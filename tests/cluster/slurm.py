@@ -58,7 +58,7 @@ GresTypes=gpu
 # Lets a node claim more cores than the machine has.
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=3
+KillWait=10
 MinJobAge={min_job_age}
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} RealMemory=1000 Gres=gpu:{gpu_type}{gpus}
 PartitionName=batch Nodes=ALL Default=YES MaxTime=1:00:00 PriorityTier=1
@@ -165,7 +165,8 @@ class SlurmCluster:
 
     def _write(self) -> None:
         (self.folder / "state").mkdir(exist_ok=True)
-        port, first = _free_ports(1), _free_ports(self.nodes)
+        port = _free_ports(1 + self.nodes)
+        first = port + 1
         text = _CONFIGURATION.format(
             name=f"test{secrets.token_hex(4)}", host=socket.gethostname(), port=port, folder=self.folder, nodes=self.nodes,
             first=first, last=first + self.nodes - 1, cpus=CPUS, gpus=self.gpus, min_job_age=self.min_job_age,
@@ -234,6 +235,16 @@ def step_processes(folder: Path) -> list[int]:
         except OSError:
             continue  # it ended, or is no process
     return found
+
+
+def step_daemon(pid: int) -> list[int]:
+    """The slurmstepd that started a process, if one did."""
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        name = Path(f"/proc/{parent}/comm").read_text()
+    except OSError:
+        return []
+    return [parent] if name.startswith("slurmstepd") else []
 
 
 def until(condition: Callable[[], bool], timeout_s: float) -> bool:

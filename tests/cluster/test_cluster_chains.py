@@ -109,7 +109,7 @@ def test_an_element_is_cancelled_alone(hpcdl, submit):
 
 @pytest.mark.slow
 def test_a_run_starts_when_the_one_it_waits_for_has_completed(hpcdl, submit):
-    (first,) = submit("--set", "training.steps=60")
+    (first,) = submit("--set", "training.steps=200")
     (second,) = submit("--after", "last")
     assert store.current(second).after == (first.path.name,)
     waiting = hpcdl("status", second.path).stdout

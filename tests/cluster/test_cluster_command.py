@@ -124,5 +124,5 @@ def test_a_rank_that_exits_7_is_named_with_its_code_and_a_resumed_run_is_attempt
     again = hpcdl("resume", folder.path, "--follow")
     assert again.returncode == 5
     assert "rank 2 on" in again.stderr
-    assert json.loads((tmp_path / "told-0").read_text())[1]["HPCDL_ATTEMPT"] == "2"
+    assert json.loads((tmp_path / "told-2").read_text())[1]["HPCDL_ATTEMPT"] == "2"
     assert len(json.loads(hpcdl("status", folder.path, "--json").stdout)["attempts"]) == 2

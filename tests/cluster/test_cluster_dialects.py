@@ -210,10 +210,13 @@ def test_an_array_longer_than_the_cluster_allows_is_refused(tmp_path):
     ],
 )
 def test_a_job_waits_for_the_end_of_another(tmp_path, ending, code, state):
-    first, _ = start(tmp_path, machine(), f"sleep 1; exit {code}", ranks_per_node=1)
+    first, _ = start(
+        tmp_path, machine(), f"until [ -e {tmp_path}/go ]; do sleep 0.1; done; exit {code}", ranks_per_node=1
+    )
     second = job(prepared(tmp_path / "second").path, machine(), ranks_per_node=1, python="/bin/true")
     job_id = submit(replace(second, after=After(ending, (first,))))
-    assert "Dependency" in wait_for(job_id, lambda seen: True).words
+    wait_for(job_id, lambda seen: "Dependency" in seen.words)
+    (tmp_path / "go").touch()
     assert end_of(job_id).state is state
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,9 +112,8 @@ def test_a_job_that_waits_is_queued_and_can_be_cancelled(hpcdl, submit):
     first = submit("--nodes", "4", *ENDLESS)
     second = submit("--nodes", "4", *ENDLESS)
     wait_for_state(hpcdl, first, "running")
-    status = told(hpcdl, second)
-    assert status["state"] == "queued"
-    assert "Resources" in status["reason"] or "Priority" in status["reason"]
+    wait_until(lambda: re.search("Resources|Priority", told(hpcdl, second)["reason"]), "why it waits")
+    assert told(hpcdl, second)["state"] == "queued"
     assert hpcdl("cancel", second.path).returncode == 0
     wait_for_state(hpcdl, second, "cancelled")
     wait_until(lambda: losses(first), "the first step")

@@ -124,7 +124,7 @@ def test_rank_that_fails_ends_the_others_and_its_exit_code_is_the_jobs(cluster, 
 
 def test_a_run_that_was_stopped_by_its_walltime_says_so_and_is_resumed(cluster, spec, tmp_path):
     ranks_do(cluster, tmp_path, '[ "$HPCDL_ATTEMPT" = 2 ] || exec sleep 600')
-    short = ("--set", "resources.walltime=00:00:05", "--set", "chain.attempts=1")
+    short = ("--set", "resources.walltime=00:00:15", "--set", "chain.attempts=1")
     assert hpcdl("submit", spec, *FOUR_RANKS, *short, "--wait").returncode == 5
     told = status()
     assert (told["state"], told["attempts"][0]["reason"]) == ("timeout", "walltime exceeded")
@@ -175,6 +175,7 @@ def test_server_that_is_away_is_an_error_and_no_end(cluster, spec, tmp_path):
     packed = hpcdl("collect", first, "--output", tmp_path / "run.tar.gz")
     assert (packed.returncode, "note: states are as last seen" in packed.stderr) == (0, True)
     cluster.switch(away=False)
+    assert until(lambda: hpcdl("status", first).returncode == 0, 60)
     assert status(first)["state"] == "running"
 
 
@@ -298,7 +299,7 @@ def test_each_element_of_an_array_has_its_own_folder_log_and_end(cluster, spec, 
     answer = hpcdl("submit", spec, *FOUR_RANKS, "--repeat", "3", "--at-once", "2")
     assert answer.returncode == 0, answer.stderr
     rows = json.loads(hpcdl("list", "--json").stdout)
-    assert until(lambda: {row["state"] for row in json.loads(hpcdl("list", "--json").stdout)} <= ENDS, 40)
+    assert until(lambda: {row["state"] for row in json.loads(hpcdl("list", "--json").stdout)} <= ENDS, 120)
     for index, (row, code) in enumerate(zip(rows, (0, 5, 0), strict=True)):
         told = status(row["run"])
         assert told["attempts"][0]["job_id"] == f"1[{index}].standin"

@@ -73,19 +73,17 @@ def test_job_that_succeeds_is_completed_with_its_record(machine, tmp_path):
 
 
 def test_job_that_fails_keeps_its_exit_code(machine, tmp_path):
-    job_id, folder = start(tmp_path, machine, "exit 7")
+    job_id, folder = start(tmp_path, machine, "exit 7", ranks_per_node=1)
     assert end_of(job_id) == Report(JobState.FAILED, "FAILED (NonZeroExitCode)", 7)
     assert json.loads(folder.job_exit(1).read_text()) == {"exit_code": 7}
 
 
 def test_warning_before_the_limit_reaches_the_request_file_and_not_the_ranks(machine, tmp_path):
     """Slurm sends the signal at its own minute; here it is sent by hand to the batch script, as Slurm does."""
-    body = (
-        f"for i in {{1..100}}; do [ -s {tmp_path}/run/requests/attempt-1 ] && exit 0; sleep 0.1; done; exit 9"
-    )
+    warned = f"[ -s {tmp_path}/run/requests/attempt-1 ] && exit 0"
+    body = f"touch {tmp_path}/ready; for i in {{1..600}}; do {warned}; sleep 0.1; done; exit 9"
     job_id, folder = start(tmp_path, machine, body, nodes=2)
-    wait_for(job_id, lambda seen: seen.state is JobState.RUNNING)
-    time.sleep(1)  # the script must have set its trap
+    wait_for(job_id, lambda _: (tmp_path / "ready").exists())  # so the script has set its trap
     shell.run(["scancel", "--signal=USR1", "--batch", job_id])
     assert end_of(job_id) == Report(JobState.COMPLETED, "COMPLETED", 0)
     assert folder.request(1).read_text() == "the walltime is nearly over\n"
@@ -94,14 +92,14 @@ def test_warning_before_the_limit_reaches_the_request_file_and_not_the_ranks(mac
 @pytest.mark.slow
 def test_slurm_itself_warns_before_the_limit(machine, tmp_path):
     body = f"while ! [ -s {tmp_path}/run/requests/attempt-1 ]; do sleep 0.2; done; exit 0"
-    job_id, _ = start(tmp_path, machine, body, walltime="00:01:00", checkpoint={"before_limit_seconds": 30})
+    job_id, _ = start(tmp_path, machine, body, walltime="00:01:00", checkpoint={"before_limit_seconds": 20})
     seen = wait_for(job_id, lambda seen: seen.state.over, 70)
     assert seen == Report(JobState.COMPLETED, "COMPLETED", 0)
 
 
 def test_job_waits_runs_and_is_cancelled(machine, tmp_path):
-    first, folder = start(tmp_path, machine, "sleep 600", nodes=4, ranks_per_node=4)
-    wait_for(first, lambda seen: seen.state is JobState.RUNNING)
+    first, folder = start(tmp_path, machine, f"touch {tmp_path}/up; sleep 600", nodes=4, ranks_per_node=4)
+    wait_for(first, lambda seen: seen.state is JobState.RUNNING and (tmp_path / "up").exists())
     second = submit(job(prepared(tmp_path / "second").path, machine, nodes=4, ranks_per_node=4))
     waiting = wait_for(second, lambda seen: "Resources" in seen.words or "Priority" in seen.words)
     assert waiting.state is JobState.QUEUED

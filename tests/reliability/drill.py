@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from cluster.slurm import step_daemon
 from processes import running
 from reliability.rows import Row
 
@@ -40,7 +41,7 @@ parallelism: {{data: {ranks}, microbatch: {share}}}
 resources: {{gpus: {ranks}, nodes: {nodes}, walltime: "00:30:00"}}
 checkpoint: {{every: 3}}
 """
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 
 
 class Drill:
@@ -166,13 +167,11 @@ class Drill:
 
     def kill_node(self, node: str) -> None:
         """Kill the ranks on a node, and what started them there."""
-        for pid in [
-            pid for pid, variables in self.processes().items() if variables["SLURMD_NODENAME"] == node
-        ]:
-            above = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            for each in (above, pid):
-                with suppress(ProcessLookupError):  # the one above was killed with a rank before
-                    os.kill(each, signal.SIGKILL)
+        ranks = [pid for pid, variables in self.processes().items() if variables["SLURMD_NODENAME"] == node]
+        daemons = {daemon for pid in ranks for daemon in step_daemon(pid)}
+        for pid in (*daemons, *ranks):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def processes(self) -> dict[int, dict[str, str]]:
         """The ranks, with their variables."""

@@ -17,7 +17,7 @@ pbs = partial(scenario, "PBS")
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server with three hosts of two slots each."""
-    with PbsCluster(tmp_path / "pbs") as running:
+    with PbsCluster(tmp_path / "pbs", kill_delay_s=30) as running:
         for name, value in running.env.items():
             monkeypatch.setenv(name, value)
         yield running
