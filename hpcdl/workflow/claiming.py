@@ -95,8 +95,7 @@ def _leave_behind(folder: RunFolder, attempt: Attempt) -> None:
         UsageError: the run folder cannot be written.
     """
     run, number = folder.path.name, attempt.number
-    in_vain = is_under_way(folder, attempt) or _was_submitted(folder, attempt)
-    if attempt.state is RunState.PREPARED and in_vain:
+    if attempt.state is RunState.PREPARED and _is_somebodys(folder, attempt):
         raise ClaimedError(
             f"{run}: attempt {number} is being submitted by {who(folder, number)}",
             f"nothing was submitted here; hpcdl status {run} tells what becomes of it",
@@ -109,8 +108,10 @@ def _leave_behind(folder: RunFolder, attempt: Attempt) -> None:
         raise ClaimedError(f"{run} has just started; see hpcdl status {run}")
 
 
-def _was_submitted(folder: RunFolder, attempt: Attempt) -> bool:
-    """Whether whoever claimed an attempt ended because it has submitted it since."""
+def _is_somebodys(folder: RunFolder, attempt: Attempt) -> bool:
+    """Whether whoever claimed an attempt may still submit it, or has done so since one looked, and ended."""
+    if is_under_way(folder, attempt):
+        return True
     now = current(folder)
     return (now.number, now.state) != (attempt.number, RunState.PREPARED)
 
