@@ -26,6 +26,9 @@ _FALSE = re.compile(r"false|False|FALSE")
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
+_MOST_VALUES = 200_000
+"""A file of a few lines can hold more than any memory: aliases of lists of aliases, again and again."""
+
 # What pydantic says, in the words of who writes YAML.
 _OUR_WORDS = (
     (r"^Value error, ", ""),
@@ -74,11 +77,16 @@ def parse(text: str, source: str) -> Document:
     document = Document(source)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        document.content = {} if node is None else _construct(node, (), document)
+    except RecursionError:
+        raise UsageError(
+            f"{source}: its lists and mappings stand within each other without end, or hundreds deep",
+            "look for an alias (*name) within what it stands for, and for a bracket too many",
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise UsageError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    document.content = {} if node is None else _construct(node, (), document)
     return document
 
 
@@ -139,6 +147,11 @@ def validate(document: Document, model: type[M], instead: Sequence[str] = ()) ->
 def _construct(node: yaml.Node, location: Location, document: Document) -> Any:
     mark = node.start_mark
     document.places[location] = f"{document.source}:{mark.line + 1}:{mark.column + 1}"
+    if len(document.places) > _MOST_VALUES:
+        raise UsageError(
+            f"{document.places[location]}: one value more than the {_MOST_VALUES} that a file may hold",
+            "write fewer aliases (*name); each stands for all that is within it",
+        )
     if isinstance(node, yaml.MappingNode):
         return _construct_mapping(node, location, document)
     if isinstance(node, yaml.SequenceNode):

@@ -87,6 +87,25 @@ def test_a_file_that_no_record_could_name_is_refused(tmp_path):
         load.read(tmp_path / "a\udcff" / "exp.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &a [*a]", "file.yaml: its lists and mappings stand within each other without end"),
+        (f"a: {'[' * 3000}{']' * 3000}", "file.yaml: its lists and mappings stand within each other"),
+        (f"a: {'{b: ' * 3000}", "file.yaml: its lists and mappings stand within each other"),
+        ("".join([f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" if n else "k0: &k0 [x]\n" for n in range(30)]),
+         "file.yaml:1:10: one value more than the 200000 that a file may hold"),
+    ],
+    ids=["endless", "deep list", "deep mapping", "aliases of aliases"],
+)  # fmt: skip
+def test_a_file_that_holds_more_than_it_seems_is_refused(text, words):
+    """It was a crash to report, or filled the memory."""
+    with pytest.raises(UsageError) as caught:
+        load.parse(text, "file.yaml")
+    assert caught.value.message.startswith(words)
+    assert caught.value.hint
+
+
 def test_every_problem_is_reported_at_once():
     text = GOOD.replace("steps: 5", "steps: 0").replace("layers: 2", "layers: -1")
     assert len(complaint(text).splitlines()) == 2
