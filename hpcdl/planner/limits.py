@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hpcdl.errors import UsageError
+from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.experiment import Experiment
 
 MOST_DEVICES = 1 << 20
@@ -18,6 +19,8 @@ _MOST = {
     "experts": 1 << 16,
 }
 _MOST_SEQUENCES = 1 << 31
+_OF_A_DECOMPOSITION = ("expert", "microbatch", "interleave", "in_flight", "recompute_every")
+"""Counts that its ranks do not bound."""
 
 
 def check_sizes(experiment: Experiment, gpus: int) -> None:
@@ -34,6 +37,11 @@ def check_sizes(experiment: Experiment, gpus: int) -> None:
         "training.global_batch": (experiment.training.global_batch, _MOST_SEQUENCES),
         **{f"model.{name}": (getattr(shape, name), most) for name, most in _MOST.items()},
     }
+    cut = experiment.parallelism
+    if isinstance(cut, Decomposition):
+        sizes["parallelism's product"] = cut.ranks, MOST_DEVICES
+        counts = {name: getattr(cut, name) or 0 for name in _OF_A_DECOMPOSITION}
+        sizes |= {f"parallelism.{name}": (count, _MOST_SEQUENCES) for name, count in counts.items()}
     for name, (value, most) in sizes.items():
         if value > most:
             raise UsageError(f"{name} {value} is more than the {most} that the planner looks at")

@@ -24,7 +24,9 @@ class Source(Frozen):
         description="text: the files below path; stdlib: the Python standard library's own source files; "
         "tokens: .npy and .bin files below path that hold token ids; model: what model.entry returns",
     )
-    path: str | None = Field(None, description="a file or a folder; relative to the experiment file")
+    path: str | None = Field(
+        None, min_length=1, description="a file or a folder; relative to the experiment file"
+    )
     pattern: str = Field("*", description="which files of a folder, as a glob applied at every depth")
     max_bytes: int = Field(256 * 1024**2, gt=0, description="at most this much text is read")
     dtype: Literal["uint16", "uint32"] | None = Field(None, description="of the ids in .bin files")

@@ -33,6 +33,7 @@ _MOST_VALUES = 200_000
 _OUR_WORDS = (
     (r"^Value error, ", ""),
     (r"Input should be", "must be"),
+    (r"^String should have", "must have"),
     (r"a valid (dictionary or instance of \w+|dictionary)", "a mapping (key: value lines)"),
     (r"a valid (list|tuple|set)", "a list, written [a, b]"),
     (r"^\w+ should have at least (\d+) (\w+) after validation, not \d+", r"must have at least \1 \2"),

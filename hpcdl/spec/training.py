@@ -113,7 +113,9 @@ class Training(Frozen):
     seed: int = Field(0, ge=0)
     loss_scale: LossScale = LossScale()
     bucket_mib: float = Field(
-        6.25, gt=0, description="gradients of one bucket, which the optimizer updates at once, MiB of fp32"
+        6.25,
+        ge=2**-18,  # one element
+        description="gradients of one bucket, which the optimizer updates at once, MiB of fp32",
     )
     buckets_per_chunk: int = Field(4, gt=0, description="buckets that are reduced in one operation")
     offload_step: Literal["auto", "device", "host"] = Field(

@@ -110,6 +110,7 @@ def test_missing_data_is_found_before_anything_is_submitted(hpcdl, tiny, tmp_pat
             "shards",
         ),
         ("data.tokenizer=tokenizer.json", "data.tokenizer", "tokenizer.json"),
+        (f"data.path={'x' * 5000}", "data.path", "x" * 5000),
     ],
 )
 def test_every_path_of_the_data_is_looked_for(hpcdl, tiny, tmp_path, setting, key, missing):

@@ -89,6 +89,14 @@ def test_what_does_not_fit_hears_the_fewest_changes_that_help(site_with, experim
         ({"layers": 10**9}, "model.layers 1000000000 is more than the 10000"),
         ({"vocab": 10**18}, "model.vocab 1000000000000000000 is more than the 16777216"),
         ({"batch": 10**15}, "training.global_batch 1000000000000000 is more than the 2147483648"),
+        (
+            {"parallelism": {"data": 10**21}},
+            "parallelism's product 1000000000000000000000 is more than the 1048576",
+        ),
+        (
+            {"parallelism": {"in_flight": 10**21}},
+            "parallelism.in_flight 1000000000000000000000 is more than the",
+        ),
     ],
 )
 def test_huge_numbers_are_refused_at_once(perlmutter, experiment_of, changes, words):

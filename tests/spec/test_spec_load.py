@@ -61,6 +61,11 @@ def test_a_good_file_is_read_with_yaml_1_2_scalars():
         ("layers: 2", "layers: two", "exp.yaml:4:11: model.layers is 'two', but"),
         ("lr: 3e-4", "lr: .inf", "training.optimizer.lr is"),
         ("{source: stdlib}", "{source: text}", "needs a path"),
+        (
+            "{source: stdlib}",
+            "{path: ''}",
+            "exp.yaml:9:14: data.path is '', but must have at least 1 character",
+        ),
         ("vocab: 256", "vocab: 100", "needs a vocab of at least 256, but model.vocab is 100"),
         ("  sequence: 32\n", "", "model.sequence is missing"),
         ("data: {source", "data: [source", "not valid YAML"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 import socket
 import sys
@@ -104,7 +105,7 @@ def _check_engine(site: Site) -> None:
 
 
 def _check_there(key: str, path: str) -> None:
-    if not Path(path).exists():
+    if not os.path.exists(path):  # noqa: PTH110 - of a name that is too long, Path raises that it is
         raise UsageError(
             f"{key} {path} does not exist",
             f"paths are relative to the experiment file; check {key} in it",
