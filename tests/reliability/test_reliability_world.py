@@ -184,7 +184,7 @@ def test_folder_is_moved_while_pending(drill, tell, cluster):
     tell(drill.resumes(lost=0))
 
 
-@slurm("run folder moved while it trains", "renamed in step 8")
+@slurm("run folder moved in training", "renamed in step 8")
 def test_folder_is_moved_while_running(drill, tell):
     """Seldom one rank had ended the other before it failed by itself, and srun's 143 was told, of nobody."""
     drill.trains()
