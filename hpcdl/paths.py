@@ -1,7 +1,8 @@
-"""Paths that can be written into the files of a run."""
+"""Paths that somebody typed: which may stand in the files of a run, and which are files."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hpcdl.errors import UsageError
@@ -22,3 +23,8 @@ def writable(path: Path) -> Path:
             "rename that folder, or work from another one",
         ) from None
     return whole
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; ``Path.is_file`` raises where a name is too long for any."""
+    return os.path.isfile(path)  # noqa: PTH113

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from hpcdl.errors import UsageError
-from hpcdl.paths import writable
+from hpcdl.paths import is_file, writable
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import claims
 from hpcdl.runs.blame import Evidence
@@ -143,7 +143,7 @@ def find(query: str, runs: Path) -> RunFolder:
         UsageError: no run or several are meant.
     """
     as_path = RunFolder(Path(query).absolute())
-    if as_path.resolved.is_file():
+    if is_file(as_path.resolved):
         return as_path
     known = {folder.path.name: folder for folder in all_runs(runs)}
     if not known:

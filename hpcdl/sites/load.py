@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hpcdl import resources
 from hpcdl.errors import SiteError, UsageError
+from hpcdl.paths import is_file
 from hpcdl.sites.detect import local_site
 from hpcdl.sites.inherit import inherit
 from hpcdl.sites.site import Site
@@ -129,7 +130,7 @@ def _base(name: str, path: Path, seen: tuple[Path, ...]) -> Path | None:
     passed = [path.resolve(), *(seen if name == path.stem else ())]
     folders = [path.parent, *resources.search_path("site_configs")]
     candidates = [folder / f"{name}{suffix}" for folder in folders for suffix in _SUFFIXES]
-    files = [file.resolve() for file in candidates if file.is_file()]
+    files = [file.resolve() for file in candidates if is_file(file)]
     return next((file for file in files if file not in passed), None)
 
 

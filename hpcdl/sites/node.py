@@ -109,8 +109,8 @@ class NodeType(Frozen):
     """One kind of node."""
 
     device: Device
-    devices: int = Field(gt=0, description="devices a node; also the most ranks a node")
-    cores: int = Field(gt=0, description="physical cores a node")
+    devices: int = Field(gt=0, le=4096, description="devices a node; also the most ranks a node")
+    cores: int = Field(gt=0, le=65536, description="physical cores a node")
     threads_per_core: int = Field(1, gt=0, description="CPUs that the scheduler counts a core")
     reserved_cores: list[int] = Field(default_factory=list, description="cores the system keeps for itself")
     host_memory: Size

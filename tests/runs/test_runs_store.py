@@ -54,6 +54,8 @@ def test_find_unknown_run_names_the_nearest(tmp_path):
     make(tmp_path, "quickstart")
     with pytest.raises(UsageError, match="quickstart-"):
         store.find("quickstrat", tmp_path)
+    with pytest.raises(UsageError, match="xxx"):  # was a crash
+        store.find("x" * 5000, tmp_path)
     with pytest.raises(UsageError, match="no runs in"):
         store.find("last", tmp_path / "empty")
 

@@ -104,6 +104,11 @@ def test_doubts_taken_out_are_those_of_the_base_alone(files):
     assert (found.sources, found.unverified) == ({"nodes": "somewhere 2026"}, [])
 
 
+def test_a_base_whose_name_no_file_can_have_is_missing(files):
+    with pytest.raises(SiteError, match=r"child.yaml:2:10: '(xxx)+"):  # was a crash
+        files(child=f"name: child\nextends: {'x' * 5000}\n")("child")
+
+
 def test_every_doubt_knows_its_file_and_line(files, tmp_path):
     child = "name: child\nextends: base\nidentity:\n  unverified:\n    - network\n"
     site = files(base=BASE, child=child)("child")

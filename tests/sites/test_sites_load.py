@@ -82,6 +82,7 @@ def test_a_wrong_key_is_shown_with_its_place_and_the_closest_match(perlmutter):
             "names node type 'gpu41'; known: gpu40, gpu80",
         ),
         ("kind: slurm", "kind: slrum", "scheduler.kind is 'slrum'"),
+        ("    cores: 64\n", f"    cores: {10**21}\n", "must be less than or equal to 65536"),
         ("device_cores: [48-63, 32-47, 16-31, 0-15]", "device_cores: [48-63]", "has 1 entries for 4 devices"),
     ],
 )
