@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import first_of
 
 from hpcdl.run_folder import RunFolder
 
@@ -64,7 +65,7 @@ def own(tmp_path, program, gpus=2):
     return spec
 
 
-@pytest.mark.parametrize("gpus", [2, 4])
+@pytest.mark.parametrize("gpus", first_of(4, 2))
 def test_the_example_learns_and_everything_told_of_it_is_true(hpcdl, tmp_path, gpus):
     folder = submitted(hpcdl, EXAMPLE, "--wait", "--gpus", gpus)
     told = status(hpcdl)

@@ -142,6 +142,7 @@ def test_the_example_on_four_ranks_trains_the_curve_of_one(hpcdl):
 FEW_IMAGES = ("--set", "training.steps=12", "--set", "evaluation={every: 12, sequences: 128}")
 
 
+@pytest.mark.slow
 def test_the_example_of_a_model_of_ones_own_learns_and_is_evaluated(hpcdl):
     folder = folder_of(hpcdl("submit", VISION, *FEW_IMAGES, "--wait", "--json"))
     assert store.resolved(folder).decomposition.ranks == 4

@@ -63,6 +63,7 @@ def times(folder):
     return metrics.steps(folder)[0].time, max(record.time for record in read_exits(folder.exits(1)))
 
 
+@pytest.mark.slow
 def test_repetitions_run_one_at_a_time_each_in_its_own_folder(hpcdl, submit):
     folders = submit("--repeat", "3", "--at-once", "1", "--wait")
     assert len(folders) == 3
@@ -98,6 +99,7 @@ def test_an_element_that_fails_leaves_the_others_right_and_is_resumed_alone(hpcd
     assert [len(told(hpcdl, folder)["attempts"]) for folder in folders] == [1, 2, 1]
 
 
+@pytest.mark.slow
 def test_an_element_is_cancelled_alone(hpcdl, submit):
     folders = submit("--repeat", "3", *ENDLESS)
     for folder in folders:

@@ -71,6 +71,7 @@ def own(tmp_path, arguments=(), environment=None):
     return spec
 
 
+@pytest.mark.slow
 def test_the_example_trains_over_two_nodes(hpcdl, tmp_path):
     folder, told = run(hpcdl, EXAMPLE, *SPREAD)
     logs = [folder.rank_log(1, rank).read_text() for rank in range(4)]

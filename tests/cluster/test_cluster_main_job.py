@@ -123,6 +123,7 @@ def test_a_job_that_waits_is_queued_and_can_be_cancelled(hpcdl, submit):
     assert set(states.values()) == {"cancelled"}
 
 
+@pytest.mark.slow
 def test_logs_follow_until_the_end_of_the_run(hpcdl, submit):
     folder = submit("--gpus", "4", "--nodes", "2", *FEW)
     result = hpcdl("logs", folder.path, "--rank", "0", "--follow")
@@ -131,6 +132,7 @@ def test_logs_follow_until_the_end_of_the_run(hpcdl, submit):
     assert [int(line.split(" step ")[1].split()[0]) for line in steps] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_rank_that_raises_is_named_with_its_host_and_the_exit_code_is_5(hpcdl, slurm_cluster, tmp_path):
     """Rank 2 cannot write its metrics; srun ends the others and answers 143, which nobody asked for."""
     hpcdl_submit, flags = (
@@ -157,6 +159,7 @@ def test_a_rank_that_raises_is_named_with_its_host_and_the_exit_code_is_5(hpcdl,
     assert first["host"] == max(record.host for record in read_exits(folder.exits(1)))
 
 
+@pytest.mark.slow
 def test_a_rank_killed_from_outside_is_not_called_a_success(hpcdl, submit):
     folder = submit("--gpus", "4", "--nodes", "2", *ENDLESS)
     wait_until(lambda: losses(folder), "the first step")
@@ -202,6 +205,7 @@ def test_a_walltime_over_the_limit_is_refused_before_slurm_is_asked(hpcdl):
     assert "02:00:00" in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_submission_from_inside_a_job_does_not_inherit_its_shape(hpcdl, submit, monkeypatch):
     """SLURM_NTASKS and its like of an enclosing job would reshape the new one."""
     for name, value in (("SLURM_NTASKS", "1"), ("SLURM_JOB_ID", "999"), ("SBATCH_TIMELIMIT", "1")):

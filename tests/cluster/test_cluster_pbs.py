@@ -122,6 +122,7 @@ def test_rank_that_fails_ends_the_others_and_its_exit_code_is_the_jobs(cluster, 
     assert cluster.job("1.standin")["Exit_status"] == code
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_by_its_walltime_says_so_and_is_resumed(cluster, spec, tmp_path):
     ranks_do(cluster, tmp_path, '[ "$HPCDL_ATTEMPT" = 2 ] || exec sleep 600')
     short = ("--set", "resources.walltime=00:00:15", "--set", "chain.attempts=1")

@@ -261,9 +261,9 @@ def test_sigterm_while_the_others_are_awaited_ends_a_rank_with_its_record(tmp_pa
 
 
 def test_a_program_does_not_start_before_every_rank_is_there_and_the_missing_one_is_named(tmp_path):
-    run = Program(tmp_path, script(tmp_path, "touch started"), ranks=3, timeout=10)
+    run = Program(tmp_path, script(tmp_path, "touch started"), ranks=3, timeout=6)
     assert finished(run.start(absent=(2,))) == [1, 1]
-    assert "1 of 3 ranks never came within 10 s: 2" in run.exits()[0].reason
+    assert "1 of 3 ranks never came within 6 s: 2" in run.exits()[0].reason
     assert not (tmp_path / "started").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from engine_runs import SERIAL, TRAINING, Run
 from engine_worlds import in_threads
+from quick import first_of
 
 from hpcdl.engine.data.loader import Share
 from hpcdl.engine.data.reading import Reading
@@ -85,7 +86,7 @@ def interrupted(path, changes):
     return run, whole
 
 
-@pytest.mark.parametrize("change", [one_more_file, touched, text_gone, more_tokens_beside])
+@pytest.mark.parametrize("change", first_of(one_more_file, touched, text_gone, more_tokens_beside))
 def test_a_resumed_run_goes_on_with_the_data_it_began_with(tmp_path, mixed, change):
     """One file added to the folder changed every permutation, and nobody was told; here it is the same curve."""
     texts, shards, changes = mixed

@@ -8,6 +8,7 @@ import pytest
 import torch
 from engine_memory import Border, Ledger
 from engine_worlds import in_threads
+from quick import first_of
 from test_engine_offload import deep
 from test_engine_update import CPU, experiment, learn
 
@@ -102,7 +103,7 @@ def peak(counts, place):
     return max(total(counted, place) for counted in counts)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", first_of("bf16", "fp16"))
 def test_the_device_holds_4_bytes_a_parameter_and_16_a_bucket_element(monkeypatch, precision):
     """Singh and Bhatele, IPDPS 2022, section V-B; master and moments are on the host."""
     parameters, counts = step_of(monkeypatch, "optimizer", precision)
@@ -113,6 +114,7 @@ def test_the_device_holds_4_bytes_a_parameter_and_16_a_bucket_element(monkeypatc
     assert counts[-1]["state", "device"] == 0
 
 
+@pytest.mark.slow
 def test_stepped_on_the_host_the_device_holds_4_bytes_a_parameter(monkeypatch):
     """On the host there are two halves of a bucket on the wire, and an fp32 gradient of one of them."""
     parameters, counts = step_of(monkeypatch, "optimizer", "bf16", way="host")

@@ -11,6 +11,7 @@ from engine_keeping import tensors
 from engine_keeping import trained as kept
 from engine_runs import TRAINING, Run
 from engine_worlds import GPT, LLAMA, in_threads
+from quick import first_of
 from safetensors.torch import load_file
 from test_engine_update import (
     BATCH,
@@ -280,7 +281,7 @@ def test_checkpoints_do_not_know_where_the_state_was(tmp_path, before, after):
 # Real processes
 
 
-@pytest.mark.parametrize("offload", ["optimizer", "parameters"])
+@pytest.mark.parametrize("offload", first_of("optimizer", "parameters"))
 def test_processes_tell_where_they_step_and_go_on_to_the_bit(tmp_path, offload):
     changes = {
         "training": TRAINING | {"precision": "bf16", "steps": 4},

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_runs import Run, environment, finished
+from quick import first_of
 
 from hpcdl.engine.preflight import observing
 from hpcdl.engine.ranks import Place
@@ -189,7 +190,7 @@ def test_a_slow_node_is_refused_where_that_is_asked_for(tmp_path):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("transport", ["mpi", "mixed"])
+@pytest.mark.parametrize("transport", first_of("mixed", "mpi"))
 def test_other_runtimes_are_measured_too(tmp_path, transport):
     run = Nodes(tmp_path / "run", 2, 2, transport=transport)
     mpiexec = Path(sys.executable).with_name("mpiexec")
@@ -200,6 +201,7 @@ def test_other_runtimes_are_measured_too(tmp_path, transport):
     assert all(seat.link_seconds and seat.host_seconds for seat in run.placement.seats)
 
 
+@pytest.mark.slow
 def test_ranks_that_never_come_are_told_with_their_node_which_is_noted(tmp_path):
     run = Nodes(tmp_path / "run", 3)
     run.write(rendezvous=Rendezvous(address="interface", interface="lo", timeout_seconds=15))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from engine_pruning import CPU, SGD_LIKE, Trained, dense_masked, experiment, learn, learner_of, smallest_gone
 from engine_worlds import GPT, LLAMA, in_threads
+from quick import first_of
 
 from hpcdl.engine.learner import Learner
 from hpcdl.engine.optim.carry import whole
@@ -95,7 +96,7 @@ SPREAD = [
 
 
 @pytest.mark.parametrize("degrees", SPREAD, ids=str)
-@pytest.mark.parametrize("kind", ["global", "cubic"])
+@pytest.mark.parametrize("kind", first_of("global", "cubic"))
 def test_spread_it_is_dense_training_under_a_mask(kind, degrees):
     """Of the global threshold the embedding is pruned too, which a tied head shares."""
     model = SIX if "interleave" in degrees else TIED if kind == "global" else GPT

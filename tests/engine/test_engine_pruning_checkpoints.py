@@ -8,6 +8,7 @@ import torch
 from engine_keeping import CPU, SERIAL, experiment, tensors, trained
 from engine_runs import TRAINING, Run
 from engine_worlds import GPT, LLAMA, in_threads, whole
+from quick import first_of
 from safetensors.torch import load_file, save_file
 
 from hpcdl.engine import learner as module
@@ -38,7 +39,7 @@ def prunings(events):
     return [detail for kind, detail in events if kind == "pruned"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", first_of("bf16", "fp32"))
 @pytest.mark.parametrize("decomposition", [SERIAL, SPREAD], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_decomposition_goes_on_to_the_bit(tmp_path, kind, decomposition, precision):
@@ -68,7 +69,7 @@ def test_the_same_decomposition_goes_on_to_the_bit(tmp_path, kind, decomposition
     ],
     ids=str,
 )
-@pytest.mark.parametrize("kind", ["global", "cubic", "early-bird"])
+@pytest.mark.parametrize("kind", first_of("early-bird", "global", "cubic"))
 def test_another_decomposition_goes_on_as_if_nothing_had_changed(tmp_path, kind, model, before, after):
     settings = experiment(model, pruning=KINDS[kind])
     expected, events = trained(tmp_path / "serial", 5, SERIAL, settings)

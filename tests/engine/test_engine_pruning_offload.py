@@ -4,6 +4,7 @@ import pytest
 import torch
 from engine_pruning import SGD_LIKE, Trained, experiment
 from engine_worlds import GPT
+from quick import one_in
 
 from hpcdl.spec.decomposition import Decomposition
 from hpcdl.spec.training import Pruning
@@ -23,7 +24,7 @@ ONCE = Pruning(sparsity=0.5, scope="global", begin=1)
     ids=["optimizer", "parameters", "activations"],
 )
 @pytest.mark.parametrize(
-    "degrees", [{}, {"data": 2, "zero": 1}, {"z": 2, "pipeline": 2}, {"x": 2, "data": 2}], ids=str
+    "degrees", one_in(2, [{}, {"data": 2, "zero": 1}, {"z": 2, "pipeline": 2}, {"x": 2, "data": 2}]), ids=str
 )
 def test_a_pruned_model_trains_alike_wherever_its_state_waits(degrees, offload, pruning):
     optimizer = SGD_LIKE.model_copy(

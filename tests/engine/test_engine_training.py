@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from engine_runs import MODEL, SERIAL, TRAINING, Run, finished, wait_until
+from quick import first_of
 
 from hpcdl.engine.transport.dist import _blaming_the_lost
 from hpcdl.errors import PeerLostError
@@ -101,10 +102,7 @@ def test_packed_mixed_and_held_out_data_are_the_same_in_every_decomposition(tmp_
 @pytest.mark.parametrize(
     ("transport", "precision"),
     [
-        ("mpi", "bf16"),
-        ("mixed", "fp32"),
-        pytest.param("mpi", "fp32", marks=pytest.mark.slow),
-        pytest.param("mixed", "bf16", marks=pytest.mark.slow),
+        *first_of(("mixed", "fp32"), ("mpi", "bf16"), ("mpi", "fp32"), ("mixed", "bf16")),
     ],
 )
 def test_four_mpi_processes_train_the_curve_of_one(tmp_path, serial_losses, transport, precision):
@@ -159,6 +157,7 @@ def test_a_run_goes_on_in_another_decomposition(tmp_path, serial_losses, before,
 
 
 @pytest.mark.mpi
+@pytest.mark.slow
 def test_a_run_over_mpi_goes_on_from_the_last_sound_checkpoint(tmp_path, serial_losses):
     """The ranks agree about damage through the same door, whatever it is made of."""
     changes = {"communication": {"transport": "mpi"}, "checkpoint": {"every": 3}}
@@ -343,10 +342,12 @@ def test_mpi_ranks_that_do_not_know_each_other_are_told_about_the_mpi_flag(tmp_p
     assert "--mpi=" in run.log(1)
 
 
-@pytest.mark.parametrize("transport", ["dist", pytest.param("mpi", marks=pytest.mark.mpi)])
+@pytest.mark.parametrize(
+    "transport", ["dist", pytest.param("mpi", marks=[pytest.mark.mpi, pytest.mark.slow])]
+)
 def test_missing_ranks_are_named(tmp_path, transport):
     """MPI itself would wait for ever, so ranks meet before they start it."""
-    run = Run(tmp_path, Decomposition(data=4), timeout=15, communication={"transport": transport})
+    run = Run(tmp_path, Decomposition(data=4), timeout=8, communication={"transport": transport})
     assert finished(run.start(ranks=[0, 2])) == [1, 1]
     assert "1, 3" in run.exits()[0].reason
 

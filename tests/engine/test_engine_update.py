@@ -317,6 +317,7 @@ def test_a_parameter_without_a_gradient_is_reduced_as_zero():
 # Real processes
 
 
+@pytest.mark.slow
 def test_processes_with_zero_and_fp16_go_on_to_the_bit(tmp_path):
     """Shares of masters, moments and the loss scale go through a checkpoint."""
     changes = {

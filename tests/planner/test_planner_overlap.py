@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from quick import first_of
 
 from hpcdl.planner.choices import Space
 from hpcdl.planner.engines import find_engine
@@ -58,7 +59,7 @@ def test_overlap_never_takes_longer_than_one_after_the_other(case_on, collective
     assert exposed + cost <= collective * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", ["hpcdl", "axonn", "torchtitan"])
+@pytest.mark.parametrize("name", first_of("hpcdl", "axonn", "torchtitan"))
 def test_no_switch_makes_any_step_longer(case_on, name):
     """Every seventh decomposition of 64 devices, with each overlap alone and with all."""
     plain = replace(case_on(nodes=16, model=BIG), engine=find_engine(name), overlap=NOTHING)

@@ -30,6 +30,7 @@ def drill(server, tmp_path) -> Drill:
 
 
 @pbs("exit 7 in one rank", "the program of rank 1, on the second host, calls `sys.exit(7)` in step 8")
+@pytest.mark.slow
 def test_exit_7_of_rank_1(drill, tell):
     drill.trains()
     drill.order(1, "exit 7")

@@ -21,6 +21,7 @@ from hpcdl.runs import metrics
 
 SPEC = (Path(__file__).parents[1] / "tiny.yaml").read_text()
 WAYS = [("flux", "flux-run"), ("lsf", "jsrun")]
+FEW = [WAYS[0], pytest.param(WAYS[1], marks=pytest.mark.slow)]
 
 
 def site_file(folder: Path, kind: str, launcher: str) -> Path:
@@ -88,7 +89,7 @@ def test_run_trains_to_its_end_and_its_state_is_told(hpcdl, tmp_path):
     assert (told["state"], told["attempts"][0]["exit_code"]) == ("completed", 0)
 
 
-@pytest.mark.parametrize("hpcdl", WAYS, indirect=True, ids=["flux", "lsf"])
+@pytest.mark.parametrize("hpcdl", FEW, indirect=True, ids=["flux", "lsf"])
 def test_run_is_cancelled_while_it_trains(hpcdl, tmp_path):
     folder = submitted(hpcdl, tmp_path, "--set", "training.steps=100000")
     end = time.monotonic() + 200
