@@ -118,6 +118,7 @@ def test_a_rank_that_exits_7_is_the_culprit_and_the_others_are_ended(hpcdl, tmp_
     assert not [pid for pid in programs(tmp_path, 4).values() if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.slow
 def test_a_program_that_is_killed_is_the_culprit_not_those_that_lost_it(hpcdl, tmp_path):
     folder = submitted(hpcdl, own(tmp_path, ENDLESS, gpus=3))
     pids = programs(tmp_path, 3)

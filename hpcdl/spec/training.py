@@ -114,7 +114,7 @@ class Training(Frozen):
     loss_scale: LossScale = LossScale()
     bucket_mib: float = Field(
         6.25,
-        ge=2**-18,  # one element
+        ge=1e-6,  # less than one element, so buckets of one
         description="gradients of one bucket, which the optimizer updates at once, MiB of fp32",
     )
     buckets_per_chunk: int = Field(4, gt=0, description="buckets that are reduced in one operation")

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 ASK = ("--site", "perlmutter", "--set", "resources.account=m1", "--set", "training.precision=bf16")
 
 
@@ -67,6 +69,7 @@ def test_following_several_runs_is_refused(hpcdl, tiny):
     assert not (tiny.parent / "runs").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_a_repetition_are_listed_and_waited_for_together(hpcdl, tiny):
     told = json.loads(hpcdl("submit", tiny, "--repeat", 2, "--wait", "--json").out)
     assert [run["state"] for run in told] == ["completed", "completed"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from quick import first_of
 
 MACHINE = ("--site", "perlmutter", "--set", "training.precision=bf16")
 
@@ -210,7 +211,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("suffix", ["svg", "png"])
+@pytest.mark.parametrize("suffix", first_of("svg", "png"))
 def test_what_is_shown_can_be_drawn(hpcdl, auto, tmp_path, view, suffix):
     path = tmp_path / f"plan.{suffix}"
     assert hpcdl("plan", auto, *MACHINE, *VIEWS[view], "--plot", path).code == 0

@@ -66,6 +66,7 @@ def test_a_crash_in_native_code_is_told_by_the_stack_in_its_log(failed):
     assert "string_at" in folder.rank_log(1, 1).read_text()
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_told_once_for_the_ranks_that_missed_it(failed):
     _, told, screen = failed("import", "every")
     line = "ModuleNotFoundError: No module named 'hpcdl_never_had_this'"

@@ -160,6 +160,7 @@ def test_server_without_history_leaves_the_end_to_the_scripts_own_record(cluster
     assert ask("1.standin") == {}
 
 
+@pytest.mark.slow
 def test_server_that_is_away_is_an_error_and_no_end(cluster, spec, tmp_path):
     ranks_do(cluster, tmp_path, "exec sleep 600")
     hpcdl("submit", spec, *FOUR_RANKS)

@@ -106,6 +106,7 @@ def most_of(changes):
     return max(itertools.accumulate(change for _, change in sorted(changes)))
 
 
+@pytest.mark.slow
 def test_a_site_with_a_small_limit_gets_several_arrays_that_hold_back_together(
     hpcdl, sweep, slurm_cluster, tmp_path
 ):

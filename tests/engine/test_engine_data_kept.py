@@ -96,7 +96,7 @@ def test_a_resumed_run_goes_on_with_the_data_it_began_with(tmp_path, mixed, chan
     assert len([path for path in run.folder.data.iterdir() if path.is_dir()]) == 1
 
 
-@pytest.mark.parametrize("change", [longer, narrower, gone])
+@pytest.mark.parametrize("change", first_of(longer, narrower, gone))
 def test_token_files_that_are_others_than_at_the_beginning_are_refused(tmp_path, mixed, change):
     """They are read where they are: there is no copy to go on with."""
     _, shards, changes = mixed

@@ -15,7 +15,7 @@ SHAPES = {
     "llama": dict(family="llama", layers=8, hidden=96, heads=48, kv_heads=24, ffn=48, vocab=264, sequence=4),
 }
 OVERLAP = ("input_gradient", "weight_scatter", "weight_gather", "gradient_reduction", "optimizer")
-EVERY = 13  # of all cases, one in so many is in the quick suite
+EVERY = 23  # of all cases, one in so many is in the quick suite
 
 
 def cases():

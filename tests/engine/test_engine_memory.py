@@ -8,7 +8,6 @@ import pytest
 import torch
 from engine_memory import Border, Ledger
 from engine_worlds import in_threads
-from quick import first_of
 from test_engine_offload import deep
 from test_engine_update import CPU, experiment, learn
 
@@ -103,7 +102,8 @@ def peak(counts, place):
     return max(total(counted, place) for counted in counts)
 
 
-@pytest.mark.parametrize("precision", first_of("bf16", "fp16"))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.slow
 def test_the_device_holds_4_bytes_a_parameter_and_16_a_bucket_element(monkeypatch, precision):
     """Singh and Bhatele, IPDPS 2022, section V-B; master and moments are on the host."""
     parameters, counts = step_of(monkeypatch, "optimizer", precision)

@@ -62,7 +62,7 @@ def assert_same(settings, degrees, **offload):
         assert torch.equal(found[1][name], value), name
 
 
-@pytest.mark.parametrize("way", ["device", "host"])
+@pytest.mark.parametrize("way", first_of("device", "host"))
 @pytest.mark.parametrize("degrees", DEGREES, ids=NAMES)
 def test_an_offloaded_optimizer_changes_no_bit(degrees, way):
     assert_same(experiment(deep, offload_step=way), degrees, offload="optimizer")

@@ -22,6 +22,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_processes_at_once_on_one_node_never_hold_the_same_port():
     environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
     jobs = [

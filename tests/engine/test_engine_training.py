@@ -115,7 +115,8 @@ def test_four_mpi_processes_train_the_curve_of_one(tmp_path, serial_losses, tran
     assert {record.exit_code for record in run.exits().values()} == {0}
 
 
-@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.slow
 def test_a_restarted_run_goes_on_to_the_bit(tmp_path, precision):
     """Killed after its checkpoint and started again, it records the very numbers of an undisturbed run."""
     changes = {"training": TRAINING | {"precision": precision, "steps": 8}, "checkpoint": {"every": 3}}
@@ -131,6 +132,7 @@ def test_a_restarted_run_goes_on_to_the_bit(tmp_path, precision):
     assert [event.detail["step"] for event in run.events() if event.kind == "checkpoint"] == [3, 6, 8, 8]
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     run = Run(tmp_path, SERIAL, checkpoint={"every": 100}).complete().complete(attempt=2)
     assert len(run.steps()) == TRAINING["steps"]
@@ -141,12 +143,11 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     ("before", "after"),
     [
         (Decomposition(pipeline=2, microbatch=2), Decomposition(x=2)),
-        pytest.param(
-            Decomposition(data=2, pipeline=2, x=2, microbatch=2), Decomposition(z=4), marks=pytest.mark.slow
-        ),
+        (Decomposition(data=2, pipeline=2, x=2, microbatch=2), Decomposition(z=4)),
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_decomposition(tmp_path, serial_losses, before, after):
     Run(tmp_path, before, checkpoint={"every": 3}).complete()
     shutil.rmtree(tmp_path / "checkpoints" / "6")  # as if killed after step 3
@@ -218,6 +219,7 @@ def any_alive(run):
     return subprocess.run(["pgrep", "-f", f"hpcdl.engine {run.folder.path}$"], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stuck_is_given_up(tmp_path):
     """Rank 1 is there, but stopped: no connection breaks, so only time tells."""
     patience = {"communication": {"timeout_seconds": 8}}
@@ -347,7 +349,7 @@ def test_mpi_ranks_that_do_not_know_each_other_are_told_about_the_mpi_flag(tmp_p
 )
 def test_missing_ranks_are_named(tmp_path, transport):
     """MPI itself would wait for ever, so ranks meet before they start it."""
-    run = Run(tmp_path, Decomposition(data=4), timeout=8, communication={"transport": transport})
+    run = Run(tmp_path, Decomposition(data=4), timeout=6, communication={"transport": transport})
     assert finished(run.start(ranks=[0, 2])) == [1, 1]
     assert "1, 3" in run.exits()[0].reason
 
