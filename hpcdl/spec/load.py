@@ -150,7 +150,7 @@ def _construct(node: yaml.Node, location: Location, document: Document) -> Any:
     document.places[location] = f"{document.source}:{mark.line + 1}:{mark.column + 1}"
     if len(document.places) > _MOST_VALUES:
         raise UsageError(
-            f"{document.places[location]}: one value more than the {_MOST_VALUES} that a file may hold",
+            f"{document.places[location]}: one key or value more than the {_MOST_VALUES} a file may hold",
             "write fewer aliases (*name); each stands for all that is within it",
         )
     if isinstance(node, yaml.MappingNode):

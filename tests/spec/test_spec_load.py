@@ -99,7 +99,7 @@ def test_a_file_that_no_record_could_name_is_refused(tmp_path):
         (f"a: {'[' * 3000}{']' * 3000}", "file.yaml: its lists and mappings stand within each other"),
         (f"a: {'{b: ' * 3000}", "file.yaml: its lists and mappings stand within each other"),
         ("".join([f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" if n else "k0: &k0 [x]\n" for n in range(30)]),
-         "file.yaml:1:10: one value more than the 200000 that a file may hold"),
+         "file.yaml:1:10: one key or value more than the 200000 a file may hold"),
     ],
     ids=["endless", "deep list", "deep mapping", "aliases of aliases"],
 )  # fmt: skip
