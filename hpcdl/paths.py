@@ -1,4 +1,4 @@
-"""Paths that somebody typed: which may stand in the files of a run, and which are files."""
+"""Paths that somebody typed: which may stand in the files of a run, and which are there."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def writable(path: Path) -> Path:
     return whole
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; ``Path.exists`` raises where a name is too long for any."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; ``Path.is_file`` raises where a name is too long for any."""
+    """The same of a file."""
     return os.path.isfile(path)  # noqa: PTH113

@@ -112,7 +112,7 @@ def test_a_job_that_waits_is_queued_and_can_be_cancelled(hpcdl, submit):
     first = submit("--nodes", "4", *ENDLESS)
     second = submit("--nodes", "4", *ENDLESS)
     wait_for_state(hpcdl, first, "running")
-    wait_until(lambda: re.search("Resources|Priority", told(hpcdl, second)["reason"]), "why it waits")
+    wait_until(lambda: re.search("Resources|Priority", told(hpcdl, second)["reason"] or ""), "why it waits")
     assert told(hpcdl, second)["state"] == "queued"
     assert hpcdl("cancel", second.path).returncode == 0
     wait_for_state(hpcdl, second, "cancelled")

@@ -102,7 +102,7 @@ def test_a_thousand_shards_open_quickly_and_few_stay_open(tmp_path):
     number = prepared.make()
     start = time.process_time()
     ours = Batches(prepared.open(number), told, Share())
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1
     before = len(list(Path("/proc/self/fd").iterdir()))
     ours.rows(1)
     assert len(list(Path("/proc/self/fd").iterdir())) - before < 100

@@ -103,7 +103,7 @@ def test_huge_numbers_are_refused_at_once(perlmutter, experiment_of, changes, wo
     started = time.process_time()
     with pytest.raises(UsageError, match=words):
         plan(experiment_of(**changes), perlmutter, 8)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 0.5
 
 
 def test_more_devices_than_any_machine_has_are_refused_at_once(perlmutter, experiment_of):
@@ -112,7 +112,7 @@ def test_more_devices_than_any_machine_has_are_refused_at_once(perlmutter, exper
         plan(experiment_of(), perlmutter, 10**9)
     with pytest.raises(UsageError, match="at least one device, not 0"):
         plan(experiment_of(), perlmutter, 0)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 0.5
 
 
 def test_the_largest_sizes_that_are_looked_at_overflow_nothing(perlmutter, experiment_of):

@@ -300,7 +300,7 @@ def test_a_trillion_parameters_on_16384_gpus_are_planned_in_seconds(tmp_path):
         planner = subprocess.Popen([*command, "--gpus", "16384"], cwd=tmp_path, env=uncounted, stdout=answer)
         _, planner.returncode, used = os.wait4(planner.pid, 0)
     assert planner.returncode == 0
-    assert used.ru_utime + used.ru_stime < 15  # 2 on a usual machine that has nothing else to do
+    assert used.ru_utime + used.ru_stime < 5
     assert json.loads((tmp_path / "answer.json").read_text())["evaluated"] > 30_000
 
 

@@ -78,7 +78,7 @@ def test_job_leads_a_session_of_its_own(tmp_path, started):
 def test_submission_returns_at_once(tmp_path, started):
     began = time.monotonic()
     submit(tmp_path, "sleep 60", started)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 2
 
 
 def test_first_failure_ends_the_other_ranks_and_its_code_is_kept(tmp_path, started):
@@ -118,7 +118,7 @@ def test_rank_that_ignores_term_is_killed_after_the_grace(tmp_path, started):
     _, folder = submit(tmp_path, body, started)
     wait_until(folder.job_exit(1).exists)
     assert exit_code(folder) == 7
-    assert 8 < time.monotonic() - began < 30
+    assert 8 < time.monotonic() - began < 20
 
 
 def test_cancel_reaches_every_rank_as_a_signal_it_can_act_on(tmp_path, started):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import platform
 import socket
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdl.errors import SiteError, UsageError
+from hpcdl.paths import exists
 from hpcdl.run_folder import RunFolder
 from hpcdl.runs import store
 from hpcdl.runs.nodes import bad_nodes
@@ -105,7 +105,7 @@ def _check_engine(site: Site) -> None:
 
 
 def _check_there(key: str, path: str) -> None:
-    if not os.path.exists(path):  # noqa: PTH110 - of a name that is too long, Path raises that it is
+    if not exists(Path(path)):
         raise UsageError(
             f"{key} {path} does not exist",
             f"paths are relative to the experiment file; check {key} in it",
